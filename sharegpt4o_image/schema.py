@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The spine: what passes between the stages, and the published row.
+
+    Topic -> Prompt -> GeneratedImage -> Record -> one Parquet row of `published_features()`
+
+Ids are hashes of what was asked for, so resuming is a set difference and refactoring never pays twice.
+"""
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+Task = Literal["text_to_image", "text_and_image_to_image"]
+Pipeline = Literal["prompt_first", "image_first", "document", "editing"]
+Origin = Literal["synthesized", "upstream_release"]
+
+TASKS: tuple[Task, ...] = ("text_to_image", "text_and_image_to_image")
+
+ID_LENGTH = 20  # hexadecimal digits of an id: 80 bits, no collision to be expected in 10^9 rows
+
+
+def content_id(**request: Any) -> str:
+    """The id of a request: the beginning of the sha256 of its canonical JSON.
+
+    >>> content_id(stage="prompt", model="m") == content_id(model="m", stage="prompt")
+    True
+    """
+    canonical = json.dumps(request, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:ID_LENGTH]
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Topic(_Row):
+    """What one sample is to be about: a draw from the taxonomy (paper section 2.1, appendix B.1)."""
+
+    id: str
+    pipeline: Pipeline
+    objects: list[str] = Field(default_factory=list)
+    background: str | None = None
+    style: str | None = None
+    lighting: str | None = None
+    camera: str | None = None
+    composition: str | None = None
+    document_type: str | None = None
+    edit_category: str | None = None
+    edit_task: str | None = None
+
+
+class Prompt(_Row):
+    """A prompt or an edit instruction that the text teacher wrote for a topic."""
+
+    id: str
+    topic: Topic
+    text: str
+    prompt_model: str
+    served_model: str | None = None
+    template_version: str
+    usage: dict[str, Any] = Field(default_factory=dict)
+    cost_usd: float = 0.0
+
+
+class GeneratedImage(_Row):
+    """A picture that the image teacher made for a prompt; its bytes lie in the run's blob store under `sha256`."""
+
+    id: str
+    prompt: Prompt
+    sha256: str
+    phash: str
+    format: str
+    width: int
+    height: int
+    image_model: str
+    image_params: dict[str, Any] = Field(default_factory=dict)
+    source: "GeneratedImage | None" = None
+    usage: dict[str, Any] = Field(default_factory=dict)
+    cost_usd: float = 0.0
+    created_at: str
+
+
+class ImageFile(_Row):
+    """Encoded picture exactly as received; `path` is only a name."""
+
+    bytes: bytes
+    path: str
+
+
+class Record(_Row):
+    """One published row. Columns of the upstream release keep upstream's names; what is not known is null.
+
+    `output_image_resolution` and `input_image_resolution` are `[width, height]` in pixels (the upstream release does
+    not say which order it uses). `cost_usd` is what prompt and picture together cost, in US dollars.
+    """
+
+    id: str
+    task: Task
+    input_prompt: str
+    input_image: list[ImageFile] = Field(default_factory=list)
+    output_image: ImageFile
+    output_image_resolution: list[int]
+    input_image_resolution: list[int] | None = None
+    pipeline: Pipeline | None = None
+    objects: list[str] | None = None
+    background: str | None = None
+    style: str | None = None
+    lighting: str | None = None
+    camera: str | None = None
+    composition: str | None = None
+    document_type: str | None = None
+    edit_category: str | None = None
+    edit_task: str | None = None
+    prompt_model: str | None = None
+    image_model: str | None = None
+    served_model: str | None = None
+    template_version: str | None = None
+    image_params: dict[str, Any] | None = None
+    source_id: str | None = None
+    source_origin: str | None = None
+    source_license: str | None = None
+    output_sha256: str | None = None
+    output_phash: str | None = None
+    usage: dict[str, Any] | None = None
+    cost_usd: float | None = None
+    created_at: str | None = None
+    origin: Origin
+    license: str | None = None
+
+
+def published_features() -> "Features":
+    """The columns of the published data set, in order: the contract of builders, cards, collator and tests.
+
+    `datasets` is imported here and not above, so that `sharegpt4o-image --help` stays fast.
+    """
+    from datasets import Features, Image, Json, List, Value
+
+    text = Value("string")
+    resolution = List(Value("int32"))
+    special = {
+        "input_image": List(Image()),
+        "output_image": Image(),
+        "output_image_resolution": resolution,
+        "input_image_resolution": resolution,
+        "objects": List(text),
+        "image_params": Json(),
+        "usage": Json(),
+        "cost_usd": Value("float64"),
+    }
+    return Features({name: special.get(name, text) for name in Record.model_fields})
