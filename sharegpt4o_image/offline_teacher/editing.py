@@ -20,11 +20,12 @@ from sharegpt4o_image.offline_teacher.language import (
 from sharegpt4o_image.offline_teacher.layout import MAX_OBJECTS, place_object
 from sharegpt4o_image.offline_teacher.scene import (
     BACKGROUND_COLORS,
+    CELLS,
+    GRID,
     LIGHTINGS,
     OBJECT_COLORS,
     PLACES,
     SHAPES,
-    SIZES,
     STYLES,
     ObjectRequest,
     Scene,
@@ -190,7 +191,7 @@ def _added(scene: Scene, edit: EditRequest, rng: random.Random) -> tuple[SceneOb
 def is_free(scene: Scene, place: str) -> bool:
     """Whether a small object at `place` would overlap nothing."""
     x, y = PLACES[place]
-    reach = SIZES["small"]
+    reach = (CELLS["small"] / 2 + 0.5) / GRID  # half a cell of air
     return all(max(abs(o.x - x), abs(o.y - y)) >= o.half_side + reach for o in scene.objects)
 
 
@@ -201,7 +202,7 @@ def _free_place(scene: Scene, rng: random.Random) -> str:
 
 def _zoomed_out(scene: Scene) -> tuple[SceneObject, ...]:
     """Every object one size smaller and nearer to the middle."""
-    names = list(SIZES)
+    names = list(CELLS)
     smaller = {name: names[max(0, i - 1)] for i, name in enumerate(names)}
     pull = 0.8
     return tuple(

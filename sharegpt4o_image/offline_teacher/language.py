@@ -11,13 +11,13 @@ from dataclasses import replace
 
 from sharegpt4o_image.offline_teacher.scene import (
     BACKGROUND_COLORS,
+    CELLS,
     LIGHTINGS,
     NUMBERS,
     OBJECT_COLORS,
     PLACES,
     RELATIONS,
     SHAPES,
-    SIZES,
     STYLES,
     ObjectRequest,
     SceneRequest,
@@ -34,7 +34,7 @@ def _one_of(words: object) -> str:
 
 
 _OBJECT = re.compile(
-    rf"(?:\b(?P<count>{_one_of(_COUNT_OF_WORD)}) )?(?:(?P<size>{_one_of(SIZES)}) )?"
+    rf"(?:\b(?P<count>{_one_of(_COUNT_OF_WORD)}) )?(?:(?P<size>{_one_of(CELLS)}) )?"
     rf"(?:(?P<color>{_one_of(OBJECT_COLORS)}) )?\b(?P<shape>{_one_of(_SHAPE_OF_WORD)})\b"
     rf"(?:,? (?P<place>{_one_of(PLACES)})\b)?"
 )

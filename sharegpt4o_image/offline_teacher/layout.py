@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from sharegpt4o_image.offline_teacher.scene import (
     BACKGROUND_COLORS,
+    CELLS,
     GRID,
     OBJECT_COLORS,
     PLACES,
     RELATIONS,
     SHAPES,
-    SIZES,
     ObjectRequest,
     Scene,
     SceneObject,
@@ -19,71 +19,90 @@ from sharegpt4o_image.offline_teacher.scene import (
 )
 
 MAX_OBJECTS = 4
-_JITTER_STEPS = 1  # objects move by at most this many grid steps around their nominal place
-_APART = 15 / 64  # distance of two related objects from the middle, as a share of the canvas
-_PAIR_PLACES = {
-    (-1, 0): ((0.5 - _APART, 0.5), (0.5 + _APART, 0.5)),
-    (1, 0): ((0.5 + _APART, 0.5), (0.5 - _APART, 0.5)),
-    (0, -1): ((0.5, 0.5 - _APART), (0.5, 0.5 + _APART)),
-    (0, 1): ((0.5, 0.5 + _APART), (0.5, 0.5 - _APART)),
-}
-_CORNERS = ((0.27, 0.27), (0.73, 0.27), (0.27, 0.73), (0.73, 0.73))
-
-
-def on_grid(value: float) -> float:
-    """The nearest grid coordinate; every object centre is one."""
-    return round(value * GRID) / GRID
 
 
 def place_object(shape: str, color: str, size: str, x: float, y: float) -> SceneObject:
-    """An object at the grid point nearest to `(x, y)` at which its box stays on the canvas."""
-    half = SIZES[size]
-    low, high = half, 1 - half
-    return SceneObject(shape, color, size, on_grid(min(max(x, low), high)), on_grid(min(max(y, low), high)))
+    """An object whose box covers whole cells, its centre as near to `(x, y)` as the grid and the canvas allow."""
+    cells = CELLS[size]
+    column, row = (min(max(round(value * GRID - cells / 2), 0), GRID - cells) for value in (x, y))
+    return _object_at(ObjectRequest(shape, color, size), column, row)
 
 
-def _jittered(item: SceneObject, rng: random.Random) -> SceneObject:
-    dx, dy = (rng.randint(-_JITTER_STEPS, _JITTER_STEPS) / GRID for _ in range(2))
-    return place_object(item.shape, item.color, item.size, item.x + dx, item.y + dy)
+def _object_at(item: ObjectRequest, column: int, row: int) -> SceneObject:
+    """The object whose box begins at the given cell; shape, colour and size are settled."""
+    assert item.color is not None
+    assert item.size is not None
+    half = CELLS[item.size] / 2
+    return SceneObject(item.shape, item.color, item.size, (column + half) / GRID, (row + half) / GRID)
 
 
 def _expand(request: SceneRequest, rng: random.Random) -> list[ObjectRequest]:
-    """One entry per object, with shape and colour settled."""
+    """One entry per object, with shape, colour and size settled."""
     wanted = request.objects or (ObjectRequest(rng.choice(SHAPES)),)
-    singles = []
+    singles: list[ObjectRequest] = []
     for group in wanted:
         color = group.color or rng.choice(tuple(OBJECT_COLORS))
-        singles += [replace(group, color=color, count=1)] * group.count
-    return singles[:MAX_OBJECTS]
-
-
-def _positions(request: SceneRequest, singles: list[ObjectRequest], rng: random.Random) -> list[tuple[float, float]]:
+        singles += [replace(group, color=color, size=group.size or "medium", count=1)] * group.count
+    singles = singles[:MAX_OBJECTS]
     if len(singles) == 1:
-        return [PLACES[singles[0].place or "in the center"]]
-    if len(singles) == 2:
-        direction = RELATIONS[request.relation or rng.choice(tuple(RELATIONS))]
-        return list(_PAIR_PLACES[direction])
-    return rng.sample(_CORNERS, len(singles))
+        return singles
+    return [replace(item, size="medium") if item.size == "large" else item for item in singles]  # two large ones touch
 
 
-def _default_size(num_objects: int) -> str:
-    return "medium" if num_objects <= 2 else "small"
+def _start_near(value: float, cells: int, rng: random.Random) -> int:
+    """The first cell of a box of `cells` cells centred on `value`; between two cells `rng` decides."""
+    start = value * GRID - cells / 2
+    return min(max(int(start + rng.choice((0.0, 0.5))), 0), GRID - cells)
+
+
+def _starts_apart(first: int, second: int, rng: random.Random) -> tuple[int, int]:
+    """First cells of two boxes of `first` and `second` cells, one after the other with at least one cell between."""
+    slack = GRID - first - second
+    choices = [(a, b) for a in range(slack) for b in range(slack - a)]
+    before, after = rng.choice(choices)
+    return before, GRID - second - after
+
+
+def _lone(item: ObjectRequest, rng: random.Random) -> SceneObject:
+    cells = CELLS[item.size or "medium"]
+    x, y = PLACES[item.place or "in the center"]
+    column, row = _start_near(x, cells, rng), _start_near(y, cells, rng)
+    if item.place is None:  # free to stand a cell beside the middle
+        column, row = column + rng.randint(-1, 1), row + rng.randint(-1, 1)
+    return _object_at(item, column, row)
+
+
+def _pair(items: list[ObjectRequest], relation: str, rng: random.Random) -> list[SceneObject]:
+    """Two objects; the first stands `relation` the second."""
+    dx, dy = RELATIONS[relation]
+    order = items if dx + dy < 0 else items[::-1]  # from left to right, or from top to bottom
+    cells = [CELLS[item.size or "medium"] for item in order]
+    along = _starts_apart(cells[0], cells[1], rng)
+    across = [_start_near(0.5, n, rng) for n in cells]
+    starts = list(zip(along, across, strict=True)) if dx else list(zip(across, along, strict=True))
+    placed = [_object_at(item, *start) for item, start in zip(order, starts, strict=True)]
+    return placed if order is items else placed[::-1]
+
+
+def _corners(items: list[ObjectRequest], rng: random.Random) -> list[SceneObject]:
+    """Three or four objects in the quarters of the canvas."""
+    cells = CELLS["medium"]
+    columns, rows = _starts_apart(cells, cells, rng), _starts_apart(cells, cells, rng)
+    quarters = [(column, row) for row in rows for column in columns]
+    return [_object_at(item, *start) for item, start in zip(items, rng.sample(quarters, len(items)), strict=True)]
 
 
 def compose(request: SceneRequest, rng: random.Random) -> Scene:
-    """Choose what `request` leaves open and place the objects, each within one grid step of its nominal place.
+    """Choose what `request` leaves open and place the objects on the grid.
 
     At most four objects are drawn. The same request and generator state give the same scene.
     """
-    singles = _expand(request, rng)
-    size = _default_size(len(singles))
-    positions = _positions(request, singles, rng)
-    objects = []
-    for single, (x, y) in zip(singles, positions, strict=True):
-        wanted_size = single.size or size
-        if len(singles) > 1 and wanted_size == "large":
-            wanted_size = "medium"  # two large objects would touch
-        assert single.color is not None  # `_expand` settled it
-        objects.append(_jittered(place_object(single.shape, single.color, wanted_size, x, y), rng))
+    items = _expand(request, rng)
+    if len(items) == 1:
+        objects = [_lone(items[0], rng)]
+    elif len(items) == 2:
+        objects = _pair(items, request.relation or rng.choice(tuple(RELATIONS)), rng)
+    else:
+        objects = _corners(items, rng)
     background = request.background or rng.choice(tuple(BACKGROUND_COLORS))
     return Scene(background, tuple(objects), request.style or "flat", request.lighting or "daylight")

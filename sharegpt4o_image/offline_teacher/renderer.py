@@ -10,7 +10,7 @@ from sharegpt4o_image.offline_teacher.scene import BACKGROUND_COLORS, OBJECT_COL
 
 _SUPERSAMPLING = 4
 _OUTLINE_INNER_SCALE = 0.58  # an outlined shape is the shape minus itself at this scale
-_STRIPE_SHADE = 0.62  # brightness of the dark stripes of the textured style
+STRIPE_SHADE = 0.62  # brightness of the dark stripes of the textured style
 _STRIPES_PER_SIDE = 16  # diagonal stripes across the canvas
 
 
@@ -86,10 +86,10 @@ def light_map(lighting: str, size: int) -> np.ndarray:
 
 
 def _stripes(size: int) -> np.ndarray:
-    """Diagonal stripes, float32 `(size, size)`: 1 on the light ones, `_STRIPE_SHADE` on the dark ones."""
+    """Diagonal stripes, float32 `(size, size)`: 1 on the light ones, `STRIPE_SHADE` on the dark ones."""
     axis = (np.arange(size, dtype=np.float32) + 0.5) / size
     dark = np.floor((axis[:, None] + axis[None, :]) * _STRIPES_PER_SIDE / 2) % 2 == 1
-    return np.where(dark, np.float32(_STRIPE_SHADE), np.float32(1.0))
+    return np.where(dark, np.float32(STRIPE_SHADE), np.float32(1.0))
 
 
 def _paint(pixels: np.ndarray, item: SceneObject, style: str) -> np.ndarray:

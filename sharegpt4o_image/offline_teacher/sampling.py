@@ -10,12 +10,12 @@ import random
 
 from sharegpt4o_image.offline_teacher.scene import (
     BACKGROUND_COLORS,
+    CELLS,
     LIGHTINGS,
     OBJECT_COLORS,
     PLACES,
     RELATIONS,
     SHAPES,
-    SIZES,
     STYLES,
     ObjectRequest,
     SceneRequest,
@@ -56,7 +56,7 @@ def _random_object(rng: random.Random) -> ObjectRequest:
 def single_request(rng: random.Random) -> SceneRequest:
     """One object; size and place are named in some."""
     item = _random_object(rng)
-    size = rng.choice(tuple(SIZES)) if rng.random() < _SIZE_SHARE else None
+    size = rng.choice(tuple(CELLS)) if rng.random() < _SIZE_SHARE else None
     place = rng.choice(tuple(PLACES)) if rng.random() < _PLACE_SHARE else None
     return SceneRequest(
         (ObjectRequest(item.shape, item.color, size, 1, place),), None, rng.choice(tuple(BACKGROUND_COLORS))

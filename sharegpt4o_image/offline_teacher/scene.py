@@ -30,9 +30,10 @@ BACKGROUND_COLORS = {
     "mint": (170, 222, 196),
 }
 
-# Half the side of an object's box, as a share of the canvas side. All are multiples of 1/32, so that the boxes of a
-# 32 px picture begin and end on whole pixels.
-SIZES = {"small": 5 / 32, "medium": 6 / 32, "large": 8 / 32}
+# The canvas is a grid of 8 x 8 cells, and every object's box covers whole cells. The tiny checkpoints see one image
+# token a cell, so a shape of one size always gives the same few tokens.
+GRID = 8
+CELLS = {"small": 2, "medium": 3, "large": 4}
 
 STYLES = ("flat", "outline", "textured")
 
@@ -61,9 +62,6 @@ RELATIONS = {
 
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4}
 
-# Objects stand on this grid, so that a 32 px picture shifts them by whole pixels.
-GRID = 32
-
 
 @dataclass(frozen=True)
 class SceneObject:
@@ -78,7 +76,7 @@ class SceneObject:
     @property
     def half_side(self) -> float:
         """Half the side of the object's box as a share of the canvas side."""
-        return SIZES[self.size]
+        return CELLS[self.size] / GRID / 2
 
     @property
     def box(self) -> tuple[float, float, float, float]:

@@ -10,15 +10,18 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
+from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 logger = logging.getLogger(__name__)
 
 _COMMITMENT = 0.25  # weight of the commitment term (van den Oord et al. 2017, beta)
+_CONTINUOUS_SHARE = 0.2  # share of the run before the codebook comes in; it then starts from k-means centres
+_KMEANS_LATENTS = 24_000  # encoder outputs from which the first codebook is made
 _RESTART_EVERY_STEPS = 100  # unused codes are moved onto encoder outputs this often ...
-_RESTART_SHARE = 0.6  # ... during this share of the run, so that the codebook can settle
-_WARMUP_STEPS = 100
+_RESTART_SHARE = 0.6  # ... until this share of the run, so that the codebook can settle
+_WARMUP_SHARE = 0.05
 _LOG_EVERY_STEPS = 100
 
 
@@ -47,16 +50,28 @@ def restart_dead_codes(codebook: nn.Embedding, usage_V: Tensor, latents_BDHW: Te
     return len(dead)
 
 
+@torch.no_grad()
+def fit_codebook(vqmodel: JanusVQVAE, batches: Iterator[Tensor]) -> None:
+    """Set the codebook to the k-means centres of what the encoder gives now."""
+    latents: list[Tensor] = []
+    while sum(map(len, latents)) < _KMEANS_LATENTS:
+        latents_BDHW = vqmodel.quant_conv(vqmodel.encoder(next(batches)))
+        latents.append(F.normalize(latents_BDHW.permute(0, 2, 3, 1).flatten(0, 2), dim=-1))
+    codebook = vqmodel.quantize.embedding.weight
+    centres, _ = kmeans2(torch.cat(latents).numpy(), len(codebook), iter=15, minit="points", missing="warn", rng=0)
+    codebook.copy_(torch.from_numpy(centres))
+
+
 def train_image_tokenizer(
     vqmodel: JanusVQVAE, batches: Iterator[Tensor], num_steps: int, learning_rate: float = 2e-3
 ) -> list[dict[str, float]]:
-    """Train `vqmodel` in place and freeze it.
+    """Train `vqmodel` in place and freeze it: first without quantisation, then with.
 
     Args:
         vqmodel: an initialised autoencoder.
         batches: pixel values (B, 3, H, W) in [-1, 1]; one batch is drawn a step.
         num_steps: optimizer steps.
-        learning_rate: peak of the cosine schedule.
+        learning_rate: peak of the schedule.
 
     Returns:
         The log: `step`, `reconstruction` (mean absolute + mean squared error) and `codes_used` at intervals.
@@ -64,15 +79,20 @@ def train_image_tokenizer(
     vqmodel.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(vqmodel.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=num_steps, pct_start=min(0.5, _WARMUP_STEPS / num_steps)
+        optimizer, learning_rate, total_steps=num_steps, pct_start=_WARMUP_SHARE
     )
     codebook = vqmodel.quantize.embedding
     usage_V = torch.zeros(codebook.num_embeddings, dtype=torch.long)
+    first_quantized_step = int(num_steps * _CONTINUOUS_SHARE)
     log = []
     for step in range(num_steps):
+        if step == first_quantized_step:
+            fit_codebook(vqmodel, batches)
         pixels_BCHW = next(batches)
         latents_BDHW = vqmodel.quant_conv(vqmodel.encoder(pixels_BCHW))
         quantized_BDHW, codes_BHW, code_loss = quantize(latents_BDHW, codebook.weight)
+        if step < first_quantized_step:
+            quantized_BDHW, code_loss = F.normalize(latents_BDHW, dim=1), torch.zeros(())
         decoded_BCHW = vqmodel.decoder(vqmodel.post_quant_conv(quantized_BDHW))
         reconstruction = F.l1_loss(decoded_BCHW, pixels_BCHW) + F.mse_loss(decoded_BCHW, pixels_BCHW)
         optimizer.zero_grad(set_to_none=True)
@@ -82,11 +102,11 @@ def train_image_tokenizer(
         schedule.step()
         usage_V += codes_BHW.flatten().bincount(minlength=len(usage_V))
         if step % _LOG_EVERY_STEPS == 0 or step == num_steps - 1:
-            used = int((usage_V > 0).sum())
-            log.append({"step": step, "reconstruction": round(reconstruction.item(), 4), "codes_used": used})
-            logger.info("image tokenizer: step %d/%d, reconstruction %.4f, codes %d", step, num_steps, reconstruction, used)
+            error, used = reconstruction.item(), int((usage_V > 0).sum())
+            log.append({"step": step, "reconstruction": round(error, 4), "codes_used": used})
+            logger.info("image tokenizer: step %d/%d, reconstruction %.4f, codes %d", step, num_steps, error, used)
         if step % _RESTART_EVERY_STEPS == 0:
-            if step < num_steps * _RESTART_SHARE:
+            if first_quantized_step + _RESTART_EVERY_STEPS < step < num_steps * _RESTART_SHARE:
                 restart_dead_codes(codebook, usage_V, latents_BDHW)
             usage_V.zero_()
     vqmodel.eval().requires_grad_(False)
