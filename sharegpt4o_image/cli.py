@@ -39,6 +39,33 @@ def main() -> None:
 # --------------------------------------------------------------------------- data sets
 
 
+@app.command()
+def pack(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory that `synthesize` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Data set folder to write.")] = Path(
+        "sharegpt4o-image"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Write the finished records of RUN as Parquet files that `load_dataset` reads.
+
+    Running it again replaces the folder; a folder that holds anything else is refused.
+    """
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from sharegpt4o_image.builders.packer import pack as pack_records
+    from sharegpt4o_image.synthesis.records import iter_records
+
+    if not run_dir.is_dir():
+        raise UserError(f"there is no run directory {run_dir}; `sharegpt4o-image synthesize` writes one")
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        records = progress.track(iter_records(run_dir), total=None, description="Packing records")
+        summary = pack_records(records, output)
+    print(summary.to_json() if as_json else summary.to_text())
+
+
 # --------------------------------------------------------------------------- model
 
 
