@@ -8,6 +8,7 @@ was seen in training, the full combination never. Proportions and held-out sets 
 import hashlib
 import random
 
+from sharegpt4o_image.offline_teacher.editing import EditRequest
 from sharegpt4o_image.offline_teacher.scene import (
     BACKGROUND_COLORS,
     CELLS,
@@ -18,6 +19,7 @@ from sharegpt4o_image.offline_teacher.scene import (
     SHAPES,
     STYLES,
     ObjectRequest,
+    Scene,
     SceneRequest,
 )
 
@@ -47,6 +49,17 @@ def combination(request: SceneRequest) -> tuple[object, ...]:
 def has_unseen_pair(request: SceneRequest) -> bool:
     """Whether the request names a colour and shape that training never shows together."""
     return any((item.color, item.shape) in UNSEEN_PAIRS for item in request.objects)
+
+
+def shows_unseen_pair(scene: Scene) -> bool:
+    """Whether the scene shows a colour and shape together that training never does."""
+    return any((item.color, item.shape) in UNSEEN_PAIRS for item in scene.objects)
+
+
+def edit_combination(scene: Scene, edit: EditRequest) -> tuple[object, ...]:
+    """What makes two edits the same combination: the source's objects and background, and the edit."""
+    objects = tuple(sorted((item.shape, item.color) for item in scene.objects))
+    return (objects, scene.background, edit)
 
 
 def _random_object(rng: random.Random) -> ObjectRequest:

@@ -19,7 +19,12 @@ from sharegpt4o_image.offline_teacher.editing import EditRequest, apply_edit, de
 from sharegpt4o_image.offline_teacher.language import describe
 from sharegpt4o_image.offline_teacher.layout import compose
 from sharegpt4o_image.offline_teacher.renderer import render
-from sharegpt4o_image.offline_teacher.sampling import UNSEEN_PAIRS, is_held_out, training_request
+from sharegpt4o_image.offline_teacher.sampling import (
+    edit_combination,
+    is_held_out,
+    shows_unseen_pair,
+    training_request,
+)
 from sharegpt4o_image.offline_teacher.scene import Scene
 from sharegpt4o_image.training.encoding import encode_images
 from sharegpt4o_image.training.tiny_model import IMAGE_SIZE
@@ -54,17 +59,6 @@ def training_texts(seed: int, num_texts: int) -> Iterator[str]:
         yield draw_edit(rng)[2]
 
 
-def has_unseen_pair(scene: Scene) -> bool:
-    """Whether a colour and shape stand together that training never shows."""
-    return any((item.color, item.shape) in UNSEEN_PAIRS for item in scene.objects)
-
-
-def edit_combination(scene: Scene, edit: EditRequest) -> tuple[object, ...]:
-    """What makes two edits the same combination: the source's objects and background, and the edit."""
-    objects = tuple(sorted((item.shape, item.color) for item in scene.objects))
-    return (objects, scene.background, edit)
-
-
 def draw_edit(rng: random.Random) -> tuple[Scene, EditRequest, str, Scene]:
     """A source scene, an edit of it, the instruction and the edited scene, all allowed in training."""
     while True:
@@ -76,7 +70,7 @@ def draw_edit(rng: random.Random) -> tuple[Scene, EditRequest, str, Scene]:
         if edit is None or is_held_out(edit_combination(source, edit)):
             continue
         target = apply_edit(source, edit, rng)
-        if not has_unseen_pair(target):
+        if not shows_unseen_pair(target):
             return source, edit, describe_edit(edit, rng), target
 
 
