@@ -9,10 +9,26 @@ from datasets.exceptions import DatasetNotFoundError
 from sharegpt4o_image.errors import UserError
 
 
-def load_rows(dataset: str, config: str, *, streaming: bool = False) -> Dataset | IterableDataset:
-    """`load_dataset(dataset, config, split="train")`, once it is clear that a local folder is a packed data set.
+def config_names(dataset: str) -> list[str]:
+    """The configurations of a packed folder or Hub repository.
 
     Without its README, `datasets` would take all Parquet files of a folder for one configuration, rejections included.
+    """
+    if Path(dataset).is_dir() and not (Path(dataset) / "README.md").is_file():
+        raise UserError(
+            f"{dataset} has no README.md, so it is no finished data set; `sharegpt4o-image pack` writes one"
+        )
+    try:
+        return get_dataset_config_names(dataset)
+    except (DatasetNotFoundError, ConnectionError) as error:
+        raise UserError(
+            f"{dataset} is neither a folder here nor a repository that can be reached on the Hub; "
+            "`sharegpt4o-image pack` writes a data set folder"
+        ) from error
+
+
+def load_rows(dataset: str, config: str, *, streaming: bool = False) -> Dataset | IterableDataset:
+    """`load_dataset(dataset, config, split="train")`, once it is clear that a local folder is a packed data set.
 
     Args:
         dataset (`str`):
@@ -22,17 +38,7 @@ def load_rows(dataset: str, config: str, *, streaming: bool = False) -> Dataset 
         streaming (`bool`, *optional*, defaults to `False`):
             Read rows as they are asked for instead of preparing the whole data set first.
     """
-    if Path(dataset).is_dir() and not (Path(dataset) / "README.md").is_file():
-        raise UserError(
-            f"{dataset} has no README.md, so it is no finished data set; `sharegpt4o-image pack` writes one"
-        )
-    try:
-        configs = get_dataset_config_names(dataset)
-    except (DatasetNotFoundError, ConnectionError) as error:
-        raise UserError(
-            f"{dataset} is neither a folder here nor a repository that can be reached on the Hub; "
-            "`sharegpt4o-image pack` writes a data set folder"
-        ) from error
+    configs = config_names(dataset)
     if config not in configs:
         raise UserError(f"{dataset} has no rows for {config}, only for {' and '.join(configs)}; name one that it has")
     return load_dataset(dataset, config, split="train", streaming=streaming)

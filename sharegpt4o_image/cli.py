@@ -3,11 +3,14 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sharegpt4o_image.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -67,6 +70,123 @@ def pack(
 
 
 # --------------------------------------------------------------------------- model
+
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Checkpoint folder, Hub id or shipped name.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Folder of an original Janus checkpoint.")],
+    target: Annotated[Path, typer.Argument(help="Folder to write.")],
+) -> None:
+    """Turn an original Janus checkpoint into a folder that AutoModel loads."""
+    from sharegpt4o_image.builders.converter import convert as convert_checkpoint
+
+    dropped = convert_checkpoint(source, target)
+    print(f"Wrote {target}; left out {len(dropped)} tensors that nothing uses: {', '.join(dropped)}")
+
+
+@app.command()
+def encode(
+    dataset: Annotated[Path, typer.Argument(help="Data set folder that `pack` wrote.")] = Path("sharegpt4o-image"),
+    model: Model = "tiny-janus-pro",
+    as_json: AsJson = False,
+) -> None:
+    """Store the image codes of DATASET beside it, so that training need not compute them."""
+    import json
+
+    from sharegpt4o_image.builders.loading import config_names
+    from sharegpt4o_image.checkpoints import load_checkpoint
+    from sharegpt4o_image.training.encoding import encode_dataset
+
+    names = config_names(str(dataset))
+    loaded, processor = load_checkpoint(model)
+    counts = {name: encode_dataset(dataset, name, loaded, processor) for name in names}
+    if as_json:
+        print(json.dumps(counts))
+        return
+    for name, count in counts.items():
+        print(f"{name}: {f'encoded {count} rows' if count else 'already encoded'}")
+
+
+@app.command()
+def train(
+    dataset: Annotated[Path, typer.Argument(help="Data set folder that `pack` and `encode` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint folder to write.")],
+    model: Model = "tiny-janus-pro",
+    max_steps: Annotated[int, typer.Option(help="Optimizer steps.", min=1)] = 200,
+    batch_size: Annotated[int, typer.Option(help="Samples a step.", min=1)] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-6,
+    seed: Annotated[int, typer.Option(help="Seed of data order and masks.")] = 42,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune a checkpoint on DATASET and write it to OUTPUT."""
+    import json
+
+    from sharegpt4o_image.training.run import train as run_training
+
+    log = run_training(
+        dataset, model, output, max_steps=max_steps, per_device_train_batch_size=batch_size,
+        learning_rate=learning_rate, seed=seed,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(log))
+        return
+    print(
+        f"Trained {log['steps']} steps on {log['rows']} rows in {log['seconds']} s; "
+        f"held-out loss {log['held_out_loss_before']:.3f} -> {log['held_out_loss_after']:.3f}; wrote {output}"
+    )
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw, or how to edit the picture.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path("out"),
+    num_images: Annotated[int, typer.Option("--num-images", "-n", help="Number of pictures.", min=1)] = 1,
+    image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="Picture to edit; may be repeated.")] = None,
+    model: Model = "tiny-janus-4o",
+    seed: Annotated[int, typer.Option(help="Seed of the pictures.")] = 0,
+    guidance_scale: Annotated[float | None, typer.Option(help="Guidance s; default: the checkpoint's.")] = None,
+    edit_freedom: Annotated[float | None, typer.Option(help="Freedom s' of edits; default: the checkpoint's.")] = None,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 1.0,
+    as_json: AsJson = False,
+) -> None:
+    """Draw PROMPT, or edit a picture as PROMPT says; writes PNG files and prints their paths."""
+    import json
+
+    import torch
+
+    from sharegpt4o_image.checkpoints import load_checkpoint
+
+    sources = [_open_picture(path) for path in image or []]
+    loaded, processor = load_checkpoint(model)
+    try:
+        pictures = loaded.generate_image(
+            prompt, image=[sources] if sources else None, num_images_per_prompt=num_images,
+            guidance_scale=guidance_scale, edit_freedom=edit_freedom, temperature=temperature,
+            generator=torch.Generator().manual_seed(seed), processor=processor,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    output.mkdir(parents=True, exist_ok=True)
+    paths = [output / f"{index:04d}.png" for index in range(len(pictures))]
+    for path, picture in zip(paths, pictures, strict=True):
+        picture.save(path)
+    print(json.dumps([str(path) for path in paths]) if as_json else "\n".join(map(str, paths)))
+
+
+def _open_picture(path: Path) -> "Image.Image":
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            return opened.convert("RGB")
+    except FileNotFoundError as error:
+        raise UserError(f"There is no picture {path}; check the path.") from error
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path} cannot be read as a picture; give a PNG, JPEG or WebP file.") from error
 
 
 # --------------------------------------------------------------------------- evaluation

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from PIL import Image
 
+from sharegpt4o_image.builders.loading import load_rows
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
 
@@ -69,7 +70,7 @@ def encode_dataset(
     fingerprint = tokenizer_fingerprint(model)
     if path.is_file() and read_fingerprint(path) == fingerprint:
         return 0
-    rows = load_dataset(str(dataset_dir), config_name, split="train")
+    rows = load_rows(str(dataset_dir), config_name)
     num_sources = [len(sources) for sources in rows.with_format("arrow")["input_image"].to_pylist()]
     targets = list(encode_images(model, processor, (row["output_image"] for row in rows)))
     pictures = (picture for row in rows if row["input_image"] for picture in row["input_image"])
@@ -108,7 +109,7 @@ def load_rows_with_codes(
         raise UserError(f"{path} is missing; run `sharegpt4o-image encode {dataset_dir}` first.")
     if read_fingerprint(path) != tokenizer_fingerprint(model):
         raise UserError(f"{path} was made with another image tokenizer; run `sharegpt4o-image encode {dataset_dir}` again.")
-    rows = load_dataset(str(dataset_dir), config_name, split="train")
+    rows = load_rows(str(dataset_dir), config_name)
     codes = pq.read_table(path)
     if rows["id"][:] != codes["id"].to_pylist():
         raise UserError(f"{path} belongs to other rows than {dataset_dir}; run `sharegpt4o-image encode` again.")

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints by name: the shipped tiny ones, a folder, or a Hub id -> model and processor."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sharegpt4o_image.errors import UserError
+
+if TYPE_CHECKING:
+    from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
+
+ASSETS_DIR = Path(__file__).parent / "assets"
+TINY_JANUS_PRO = "tiny-janus-pro"  # text to image only
+TINY_JANUS_4O = "tiny-janus-4o"  # the same, fine-tuned to edit
+
+
+def resolve_checkpoint(name: str) -> str:
+    """The folder of a shipped checkpoint, an existing folder, or a Hub id (`owner/name`) as it is."""
+    if (ASSETS_DIR / name / "config.json").is_file():
+        return str(ASSETS_DIR / name)
+    path = Path(name)
+    if (path / "config.json").is_file():
+        return name
+    is_hub_id = name.count("/") == 1 and not name.startswith((".", "/")) and not path.exists()
+    if is_hub_id:
+        return name
+    raise UserError(
+        f"There is no checkpoint {name!r}; give a folder with a config.json, a Hub id such as owner/name, "
+        f"or one of {TINY_JANUS_PRO}, {TINY_JANUS_4O}."
+    )
+
+
+def load_checkpoint(name: str) -> "tuple[Janus4oForImageGeneration, Janus4oProcessor]":
+    """Model (fp32, evaluation mode, on the GPU if there is one) and processor of a checkpoint."""
+    import torch
+
+    from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
+
+    folder = resolve_checkpoint(name)
+    model = Janus4oForImageGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device), Janus4oProcessor.from_pretrained(folder)
