@@ -26,6 +26,8 @@ app = typer.Typer(
     ),
 )
 
+EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
+
 
 def main() -> None:
     """Run the command line; an expected error becomes one sentence on stderr and exit code 2."""
@@ -37,6 +39,47 @@ def main() -> None:
 
 
 # --------------------------------------------------------------------------- synthesis
+
+
+@app.command()
+def synthesize(
+    run_dir: Annotated[
+        Path, typer.Option("--output", "-o", metavar="RUN", help="Run directory to start or go on with.")
+    ],
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="YAML file; without it, the offline teacher draws scenes.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Number of text-to-image topics, and of edits.")] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible endpoint; its key is read from OPENAI_API_KEY.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Let a teacher write prompts, make pictures and edit them; every answer is kept in RUN.
+
+    Running it again goes on where it stopped and pays for nothing twice. Ctrl-C ends the requests in flight first.
+    """
+    from sharegpt4o_image.synthesis.config import load_config
+    from sharegpt4o_image.synthesis.progress import show_progress
+    from sharegpt4o_image.synthesis.run import synthesize
+
+    with show_progress() as on_progress:
+        summary = synthesize(run_dir, load_config(config, base_url=base_url), limit=limit, on_progress=on_progress)
+    print(summary.to_json() if as_json else summary.to_text())
+    if summary.is_interrupted:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+@app.command()
+def status(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory that `synthesize` wrote.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Show how far the run in RUN is: records, attempts, dollars; it may be going on."""
+    from sharegpt4o_image.synthesis.run import read_status
+
+    run_status = read_status(run_dir)
+    print(run_status.to_json() if as_json else run_status.to_text())
 
 
 # --------------------------------------------------------------------------- data sets
@@ -60,8 +103,6 @@ def pack(
     from sharegpt4o_image.builders.packer import pack as pack_records
     from sharegpt4o_image.synthesis.records import iter_records
 
-    if not run_dir.is_dir():
-        raise UserError(f"there is no run directory {run_dir}; `sharegpt4o-image synthesize` writes one")
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         records = progress.track(iter_records(run_dir), total=None, description="Packing records")
