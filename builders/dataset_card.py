@@ -118,7 +118,7 @@ def render_card(title: str, counts: CardCounts) -> str:
         default_config=next(iter(configs)),
         rows_table=_table(
             ("Configuration", "Rows", "Files", "Size"),
-            ((f"`{name}`", c.num_rows, c.num_shards, f"{c.file_bytes / 1e6:,.1f} MB") for name, c in configs.items()),
+            ((f"`{name}`", c.num_rows, c.num_shards, f"{c.file_bytes / 1e6:,.2f} MB") for name, c in configs.items()),
         ),
         rejections=_rejections(counts.rejections),
         provenance_tables=_provenance(counts),
@@ -194,7 +194,7 @@ def _rejections(rejections: Counter[str]) -> str:
         return "No row was kept out."
     total = sum(rejections.values())
     reasons = _table(("Reason", "Rows"), rejections.most_common(20))
-    return f"{total:,} more rows were kept out; `rejections.parquet` lists each with its reason.\n\n{reasons}"
+    return f"Kept out: {total:,}. `rejections.parquet` lists each record with its reason.\n\n{reasons}"
 
 
 def _provenance(counts: CardCounts) -> str:
@@ -234,5 +234,5 @@ def _license_note(counts: CardCounts) -> str:
         return "The rows name no licence. Whoever publishes this data has to choose one that the terms below allow."
     names = ", ".join(f"`{name}`" for name in licenses)
     unlicensed = counts.num_rows - licenses.total()
-    rest = f" {unlicensed:,} rows name none." if unlicensed else ""
+    rest = f" Rows that name none: {unlicensed:,}." if unlicensed else ""
     return f"The rows are under {names}; the column `license` says it for each.{rest}"

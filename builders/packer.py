@@ -7,6 +7,8 @@
     text_to_image/train-00000-of-00002.parquet             one folder for each task that has rows
     text_and_image_to_image/train-00000-of-00001.parquet
     rejections.parquet                                     only when rows were kept out: which, and why
+
+`encode` may add `codes/`; packing again removes it, since codes belong to the rows they were made from.
 """
 
 import json
@@ -52,13 +54,18 @@ class PackSummary:
     def to_text(self) -> str:
         """The summary for people, ending with the line of Python that loads the data set."""
         lines = [
-            f"{name:<24}{config.num_rows:>9,} rows {config.num_shards:>5,} files {config.file_bytes / 1e6:>12,.1f} MB"
+            f"{name}: {_count(config.num_rows, 'row')} in {_count(config.num_shards, 'file')}, "
+            f"{config.file_bytes / 1e6:,.2f} MB"
             for name, config in self.configs.items()
         ]
         if self.rejections:
-            lines.append(f"{self.rejections.total():,} rows kept out, see {self.out_dir / REJECTIONS}")
+            lines.append(f"{_count(self.rejections.total(), 'row')} kept out, see {self.out_dir / REJECTIONS}")
         lines.append(f'load_dataset("{self.out_dir}", "{next(iter(self.configs))}", split="train")')
         return "\n".join(lines)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def pack(
@@ -149,7 +156,7 @@ def _nothing_to_pack(rejections: Counter[str]) -> str:
         return "there is no finished record to pack; let `sharegpt4o-image synthesize` finish some first"
     [(reason, count)] = rejections.most_common(1)
     return (
-        f"all {rejections.total():,} records have a fault, {count:,} of them this one: {reason}; "
+        f"every record has a fault, {count:,} of {rejections.total():,} this one: {reason}; "
         "look at the run's pictures and synthesize again"
     )
 
@@ -170,7 +177,12 @@ def _refuse_foreign(out_dir: Path) -> None:
         raise UserError(f"{out_dir} holds Parquet files without the card that pack writes; move it, or {elsewhere}")
 
 
-_OWN_FILES = re.compile(rf"({'|'.join(TASKS)})(/train-\d+-of-\d+\.parquet)?|{re.escape(REJECTIONS)}")
+_TASK = f"({'|'.join(TASKS)})"
+_OWN_FILES = re.compile(
+    rf"{_TASK}(/train-\d+-of-\d+\.parquet)?"
+    rf"|{re.escape(REJECTIONS)}"
+    rf"|codes(/{_TASK}\.(parquet|tmp))?"  # made from the rows by `training.encoding`; void once the rows change
+)
 
 
 def _is_ours(path: Path, out_dir: Path) -> bool:

@@ -59,7 +59,7 @@ def test_unknown_values_are_counted_as_null() -> None:
     [
         ((None, None), None, "The rows name no licence"),
         (("cc-by-4.0", "cc-by-4.0"), "cc-by-4.0", "The rows are under `cc-by-4.0`"),
-        (("cc-by-4.0", None), None, "1 rows name none"),
+        (("cc-by-4.0", None), None, "Rows that name none: 1."),
         (("cc-by-4.0", "cc0-1.0"), None, "`cc-by-4.0`, `cc0-1.0`"),
     ],
 )

@@ -135,7 +135,7 @@ class TestFolder:
 
     def test_only_faulty_records_is_an_error_and_leaves_nothing(self, tmp_path: Path) -> None:
         bad = make_record(1).model_copy(update={"input_prompt": ""})
-        with pytest.raises(UserError, match="all 1 records have a fault, 1 of them this one: input_prompt is empty"):
+        with pytest.raises(UserError, match="every record has a fault, 1 of 1 this one: input_prompt is empty"):
             pack([bad], tmp_path / "set")
         assert list(tmp_path.iterdir()) == []
 
@@ -161,6 +161,13 @@ class TestFolder:
             "text_to_image",
         ]
         assert load_dataset(str(tmp_path / "set"), "text_to_image", split="train").num_rows == 2
+
+    def test_codes_of_the_previous_set_go_with_it(self, tmp_path: Path, records: list[Record]) -> None:
+        pack(records, tmp_path / "set")
+        (tmp_path / "set" / "codes").mkdir()
+        (tmp_path / "set" / "codes" / "text_to_image.parquet").write_bytes(b"codes of these rows")
+        pack(records[:3], tmp_path / "set")
+        assert not (tmp_path / "set" / "codes").exists()
 
     def test_an_empty_folder_is_used(self, tmp_path: Path, records: list[Record]) -> None:
         (tmp_path / "set").mkdir()
@@ -243,6 +250,7 @@ class TestSummary:
         }
         files = sum(path.stat().st_size for path in (tmp_path / "set").rglob("*.parquet"))
         assert sum(config.file_bytes for config in summary.configs.values()) == files
+        assert summary.to_text().startswith("text_to_image: 6 rows in 1 file, 0.0")
         assert summary.to_text().endswith(f'load_dataset("{tmp_path / "set"}", "text_to_image", split="train")')
 
 
