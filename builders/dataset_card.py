@@ -25,7 +25,7 @@ MARKER = "<!-- written by `sharegpt4o-image pack`"  # how a later run knows the 
 COUNTED = {
     "image_model": "Image model",
     "prompt_model": "Prompt model",
-    "served_model": "Model named in the answer",
+    "served_model": "Prompt model as its answer named it",
     "pipeline": "Pipeline",
     "edit_category": "Edit category",
     "origin": "Origin",
@@ -52,7 +52,7 @@ COLUMNS = {
     "edit_task": "what kind of edit was asked for",
     "prompt_model": "model asked for the prompt",
     "image_model": "model asked for the picture",
-    "served_model": "model that the answer named, where it named one",
+    "served_model": "model that the answer to the prompt request named; picture answers name none",
     "template_version": "version of the prompt template",
     "image_params": "parameters of the image request",
     "source_id": "id of the source picture",
