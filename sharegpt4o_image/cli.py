@@ -233,5 +233,64 @@ def _open_picture(path: Path) -> "Image.Image":
 # --------------------------------------------------------------------------- evaluation
 
 
+BENCHMARKS = ("scenes", "scene-edits")
+
+
+@app.command()
+def evaluate(
+    name: Annotated[str, typer.Argument(help=f"Benchmark: {' or '.join(BENCHMARKS)}.")],
+    model: Model = "tiny-janus-4o",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for pictures and scores.")] = Path("scores"),
+    limit: Annotated[int, typer.Option(help="Items of each kind.", min=1)] = 70,
+    seed: Annotated[int, typer.Option(help="Seed of the pictures.")] = 0,
+    guidance_scale: Annotated[float | None, typer.Option(help="Guidance s; default: the checkpoint's.")] = None,
+    edit_freedom: Annotated[float | None, typer.Option(help="Freedom s' of edits; default: the checkpoint's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score a checkpoint on held-out prompts (scenes) or edits (scene-edits)."""
+    import json
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from sharegpt4o_image.checkpoints import load_checkpoint
+    from sharegpt4o_image.evaluation.scene_benchmark import edit_items, prompt_items
+    from sharegpt4o_image.evaluation.scene_runner import draw_and_judge, write_results
+
+    if name not in BENCHMARKS:
+        raise UserError(f"there is no benchmark {name!r}; choose {' or '.join(BENCHMARKS)}")
+    items = prompt_items(limit) if name == "scenes" else edit_items(limit)
+    loaded, processor = load_checkpoint(model)
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task(f"Drawing {name}", total=len(items))
+        scored = draw_and_judge(
+            loaded, processor, items, seed, guidance_scale, edit_freedom, lambda count: progress.advance(bar, count)
+        )
+    recipe = {"model": model, "seed": seed, "guidance_scale": guidance_scale, "edit_freedom": edit_freedom}
+    path = write_results(scored, output / name, name, recipe)
+    if as_json:
+        print(json.dumps(scored.table))
+        return
+    for kind, score in scored.table.items():
+        interval = f"95 % interval {score['low']:.2f} to {score['high']:.2f}"
+        print(f"{kind}: {score['score']:.3f} ({score['correct']:.0f} of {score['images']:.0f}, {interval})")
+    print(f"wrote {path}")
+
+
+@app.command()
+def demo(
+    fast: Annotated[bool, typer.Option("--fast", help="Without training, in under a minute.")] = False,
+) -> None:
+    """Run the whole loop in this directory: synthesize, pack, encode, train, generate, evaluate, report."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from sharegpt4o_image.demo import FAST, FULL, print_result, run_demo
+
+    with Progress(console=Console(stderr=True)) as progress:
+        result = run_demo(FAST if fast else FULL, progress)
+    print_result(result, Console())
+
+
 if __name__ == "__main__":
     main()

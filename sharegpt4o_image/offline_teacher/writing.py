@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sharegpt4o_image.offline_teacher.editing import EditRequest, describe_edit, random_edit
+from sharegpt4o_image.offline_teacher.editing import EditRequest, describe_edit, matches, random_edit
 from sharegpt4o_image.offline_teacher.language import (
     describe,
     find_background,
@@ -138,5 +138,16 @@ def _choose_edit(scene: Scene, abilities: tuple[str, ...], dice: random.Random) 
     for ability in dice.sample(abilities, len(abilities)):
         edit = random_edit(scene, ability, dice)
         if edit is not None:
-            return edit
+            return _counted(edit, scene)
     return None
+
+
+def _counted(edit: EditRequest, scene: Scene) -> EditRequest:
+    """`edit` with its target named in the plural where several objects are meant."""
+    if edit.target is None:
+        return edit
+    count = sum(matches(item, edit.target) for item in scene.objects)
+    if not 1 < count <= MAX_OBJECTS:
+        return edit
+    replacement = replace(edit.replacement, count=count) if edit.replacement else None
+    return replace(edit, target=replace(edit.target, count=count), replacement=replacement)

@@ -2,11 +2,13 @@
 """The `train` verb: a packed and encoded data set + a checkpoint -> a fine-tuned checkpoint with its log."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
+from transformers import TrainerCallback
 
 from sharegpt4o_image.builders.loading import config_names
 from sharegpt4o_image.checkpoints import load_checkpoint
@@ -20,7 +22,23 @@ LOG_NAME = "training_log.json"
 _HELD_OUT_SHARE = 0.05  # rows kept out of training to measure the held-out loss
 
 
-def train(dataset_dir: Path, model_dir: str, output_dir: Path, **overrides: Any) -> dict[str, Any]:
+class _StepReporter(TrainerCallback):
+    """Tells the caller how many optimizer steps are done."""
+
+    def __init__(self, on_step: Callable[[int], None]):
+        self._on_step = on_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._on_step(state.global_step)
+
+
+def train(
+    dataset_dir: Path,
+    model_dir: str,
+    output_dir: Path,
+    on_step: Callable[[int], None] | None = None,
+    **overrides: Any,
+) -> dict[str, Any]:
     """Fine-tune a checkpoint on all configs of a data set, mixed by random sampling (paper section 3).
 
     Reads: the packed data set and the codes that `encode` wrote beside it.
@@ -30,6 +48,7 @@ def train(dataset_dir: Path, model_dir: str, output_dir: Path, **overrides: Any)
         dataset_dir: packed data set.
         model_dir: checkpoint to start from.
         output_dir: where the fine-tuned checkpoint goes; must not hold anything yet.
+        on_step: called with the number of optimizer steps done.
         overrides: fields of [`Janus4oSFTConfig`].
 
     Returns:
@@ -45,7 +64,10 @@ def train(dataset_dir: Path, model_dir: str, output_dir: Path, **overrides: Any)
         output_dir=str(output_dir / "trainer"), report_to="none", save_strategy="no",
         use_cpu=not torch.cuda.is_available(), **overrides,
     )  # fmt: skip
-    trainer = Janus4oSFTTrainer(model, config, processor, train_dataset=split["train"], eval_dataset=split["test"])
+    callbacks = [_StepReporter(on_step)] if on_step else None
+    trainer = Janus4oSFTTrainer(
+        model, config, processor, train_dataset=split["train"], eval_dataset=split["test"], callbacks=callbacks
+    )
     before = trainer.evaluate()["eval_loss"]
     result = trainer.train()
     after = trainer.evaluate()["eval_loss"]
