@@ -6,19 +6,20 @@ What it draws follows from the text and the pixels alone, so the same request gi
 
 import hashlib
 import io
+import random
 import warnings
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 from PIL import Image
 
-from sharegpt4o_image.offline_teacher.editing import EditRequest, apply_edit, parse_edit
+from sharegpt4o_image.offline_teacher.editing import EditRequest, apply_edit, is_free, parse_edit
 from sharegpt4o_image.offline_teacher.language import parse_request
-from sharegpt4o_image.offline_teacher.layout import compose
+from sharegpt4o_image.offline_teacher.layout import MAX_OBJECTS, compose
 from sharegpt4o_image.offline_teacher.perception import perceive
 from sharegpt4o_image.offline_teacher.protocol import ApiError, dice_for
 from sharegpt4o_image.offline_teacher.renderer import render
-from sharegpt4o_image.offline_teacher.scene import ObjectRequest, Scene
+from sharegpt4o_image.offline_teacher.scene import PLACES, ObjectRequest, Scene, SceneRequest
 
 MIN_SIDE, MAX_SIDE = 64, 1024
 DEFAULT_SIDE = 256
@@ -78,8 +79,7 @@ def repaint(sources: list[SourcePicture], instruction: str, mask: Image.Image | 
     scene = see(sources[0])
     for source in sources[1:]:
         for item in see(source).objects:
-            added = EditRequest("add", replacement=ObjectRequest(item.shape, item.color))
-            scene = apply_edit(scene, added, dice)
+            scene = _with_object(scene, ObjectRequest(item.shape, item.color), dice)
     edit = parse_edit(instruction)
     if edit is not None:
         scene = apply_edit(scene, edit, dice)
@@ -89,6 +89,15 @@ def repaint(sources: list[SourcePicture], instruction: str, mask: Image.Image | 
         return painted
     keep = mask.getchannel("A").point(lambda alpha: 255 if alpha else 0)
     return Image.composite(original, painted, keep)
+
+
+def _with_object(scene: Scene, item: ObjectRequest, dice: random.Random) -> Scene:
+    """`scene` with one more object at a free place; where there is none, all objects are laid out anew."""
+    if any(is_free(scene, place) for place in PLACES):
+        return apply_edit(scene, EditRequest("add", replacement=item), dice)
+    items = [ObjectRequest(old.shape, old.color, old.size) for old in scene.objects]
+    request = SceneRequest((*items, item)[-MAX_OBJECTS:], None, scene.background, scene.style, scene.lighting)
+    return compose(request, dice)
 
 
 def _render_at(scene: Scene, size: tuple[int, int]) -> Image.Image:

@@ -133,7 +133,7 @@ def test_picture_shows_what_the_prompt_asks_for() -> None:
 
 
 def test_same_request_same_bytes_and_pictures_of_one_request_differ() -> None:
-    request = {"prompt": "a red circle on a gray background", "n": 3, "size": "128x128"}
+    request: dict[str, Any] = {"prompt": "a red circle on a gray background", "n": 3, "size": "128x128"}
     first, again = generate(**request), generate(**request)
     assert [image.tobytes() for image in first] == [image.tobytes() for image in again]
     assert len({image.tobytes() for image in generate("a red circle", n=10)}) > 1
