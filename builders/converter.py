@@ -38,7 +38,10 @@ _RENAMES = (
     (r"model\.vision_model\.patch_embed\.proj\.", "model.vision_model.embeddings.patch_embedding."),
     (r"model\.vision_model\.norm\.", "model.vision_model.post_layernorm."),
     (r"model\.vision_model\.blocks\.(\d+)\.norm([12])\.", r"model.vision_model.encoder.layers.\1.layer_norm\2."),
-    (r"model\.vision_model\.blocks\.(\d+)\.attn\.proj\.", r"model.vision_model.encoder.layers.\1.self_attn.projection_layer."),
+    (
+        r"model\.vision_model\.blocks\.(\d+)\.attn\.proj\.",
+        r"model.vision_model.encoder.layers.\1.self_attn.projection_layer.",
+    ),
     (r"model\.vision_model\.blocks\.(\d+)\.attn\.", r"model.vision_model.encoder.layers.\1.self_attn."),
     (r"model\.vision_model\.blocks\.(\d+)\.", r"model.vision_model.encoder.layers.\1."),
     (r"^gen_vision_model\.", "model.vqmodel."),
@@ -76,7 +79,7 @@ _QKV = ("q_proj", "k_proj", "v_proj")
 
 def read_original(source_dir: Path) -> dict[str, Tensor]:
     """All tensors of an original checkpoint's safetensors shards."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for shard in _shards(source_dir):
         with safe_open(shard, framework="pt") as opened:
             tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
@@ -178,8 +181,11 @@ def convert(source_dir: Path, target_dir: Path) -> list[str]:
             "eoi_token": "<end_of_image>",
         },
     )
-    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(getattr(tokenizer, f"{name}_token")) for name in
-           ("boi", "eoi", "image", "pad", "bos", "eos")}  # fmt: skip
+    names = ("boi", "eoi", "image", "pad", "bos", "eos")
+    tokens = [getattr(tokenizer, f"{name}_token") for name in names]
+    ids: dict[str, int] = {
+        f"{name}_token_id": index for name, index in zip(names, tokenizer.convert_tokens_to_ids(tokens), strict=True)
+    }
     text_config = _text_config(tensors, original)
     text_config |= {key: ids[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = Janus4oConfig(
@@ -200,7 +206,7 @@ def convert(source_dir: Path, target_dir: Path) -> list[str]:
         raise UserError(f"The checkpoint does not fit: missing {missing[:3]}, unexplained {unexpected[:3]}.")
     model.save_pretrained(target_dir)
     pixels = json.loads((source_dir / "preprocessor_config.json").read_text(encoding="utf-8"))
-    side = config.vision_config.image_size
+    side = model.model.vision_model.config.image_size
     image_processor = JanusImageProcessorPil(
         size={"height": side, "width": side}, image_mean=pixels["image_mean"], image_std=pixels["image_std"],
         min_size=pixels["min_size"],

@@ -186,7 +186,9 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="What to draw, or how to edit the picture.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pictures.")] = Path("out"),
     num_images: Annotated[int, typer.Option("--num-images", "-n", help="Number of pictures.", min=1)] = 1,
-    image: Annotated[list[Path] | None, typer.Option("--image", "-i", help="Picture to edit; may be repeated.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", "-i", help="Picture to edit; may be repeated.")
+    ] = None,
     model: Model = "tiny-janus-4o",
     seed: Annotated[int, typer.Option(help="Seed of the pictures.")] = 0,
     guidance_scale: Annotated[float | None, typer.Option(help="Guidance s; default: the checkpoint's.")] = None,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole loop, small but real: synthesize -> pack -> load -> encode -> train -> generate -> evaluate -> report.
 
-    sharegpt4o-image demo           a few minutes on 2 cores
-    sharegpt4o-image demo --fast    without training: the shipped tiny-janus-4o stands for the tuned model
+sharegpt4o-image demo           a few minutes on 2 cores
+sharegpt4o-image demo --fast    without training: the shipped tiny-janus-4o stands for the tuned model
 """
 
 import json
@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,18 @@ from rich.console import Console
 from rich.progress import Progress
 
 from sharegpt4o_image.builders.packer import pack
-from sharegpt4o_image.checkpoints import TINY_JANUS_4O, TINY_JANUS_PRO, load_checkpoint, resolve_checkpoint
+from sharegpt4o_image.checkpoints import TINY_JANUS_4O, TINY_JANUS_PRO, load_checkpoint
 from sharegpt4o_image.demo_report import loss_curve, page, picture_tag, score_table, sheet_table
 from sharegpt4o_image.evaluation.contact_sheet import contact_sheet
-from sharegpt4o_image.evaluation.scene_benchmark import EditItem, edit_items, prompt_items, source_picture, teacher_picture
+from sharegpt4o_image.evaluation.scene_benchmark import (
+    EditItem,
+    edit_items,
+    prompt_items,
+    source_picture,
+    teacher_picture,
+)
 from sharegpt4o_image.evaluation.scene_runner import ScoredPictures, draw_and_judge, text_of
-from sharegpt4o_image.schema import TASKS
+from sharegpt4o_image.schema import TASKS, Task
 from sharegpt4o_image.synthesis.records import iter_records
 from sharegpt4o_image.synthesis.run import synthesize
 from sharegpt4o_image.training.encoding import encode_dataset
@@ -86,7 +93,7 @@ def _make_dataset(size: DemoSize, progress: Progress) -> None:
     """Synthesize with the offline teacher, pack, and load the result back."""
     bars = {task: progress.add_task(f"Synthesizing {task}", total=size.records_per_task) for task in TASKS}
 
-    def advance(task: str, done: int, total: int) -> None:
+    def advance(task: Task, done: int, total: int) -> None:
         progress.update(bars[task], completed=done, total=total)
 
     synthesize(DEMO_DIR / "run", limit=size.records_per_task, on_progress=advance)
@@ -105,7 +112,7 @@ def _tune(size: DemoSize, progress: Progress) -> tuple[str, dict[str, Any]]:
     shutil.rmtree(output_dir, ignore_errors=True)
     bar = progress.add_task("Fine-tuning", total=size.train_steps)
     log = train(
-        DATASET_DIR, resolve_checkpoint(TINY_JANUS_PRO), output_dir, on_step=lambda step: progress.update(bar, completed=step),
+        DATASET_DIR, TINY_JANUS_PRO, output_dir, on_step=lambda step: progress.update(bar, completed=step),
         max_steps=size.train_steps, per_device_train_batch_size=_TRAIN_BATCH, learning_rate=_TRAIN_LEARNING_RATE,
         logging_steps=5, disable_tqdm=True,
     )  # fmt: skip
@@ -118,7 +125,7 @@ def _score(name: str, size: DemoSize, progress: Progress) -> list[ScoredPictures
     scored = []
     for items in (prompt_items(size.items_per_kind), edit_items(size.items_per_kind)):
         bar = progress.add_task(f"Scoring {Path(name).name}", total=len(items))
-        scored.append(draw_and_judge(model, processor, items, on_progress=lambda n, bar=bar: progress.advance(bar, n)))
+        scored.append(draw_and_judge(model, processor, items, on_progress=partial(progress.advance, bar)))
     return scored
 
 

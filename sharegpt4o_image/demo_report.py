@@ -24,7 +24,9 @@ def score_table(columns: Mapping[str, Scores]) -> str:
     kinds = list(next(iter(columns.values())))
     head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
     body = "".join(
-        f"<tr><td>{html.escape(kind)}</td>" + "".join(_score_cell(scores[kind]) for scores in columns.values()) + "</tr>"
+        f"<tr><td>{html.escape(kind)}</td>"
+        + "".join(_score_cell(scores[kind]) for scores in columns.values())
+        + "</tr>"
         for kind in kinds
     )
     return f"<table><tr><th></th>{head}</tr>{body}</table>"

@@ -74,7 +74,7 @@ def prompt_items(num_per_kind: int, seed: int = 0) -> list[PromptItem]:
         "two objects": (pair_request, False),
         "unseen pair": (single_request, True),
     }
-    items = []
+    items: list[PromptItem] = []
     for kind, (draw, is_unseen) in wanted.items():
         while sum(item.kind == kind for item in items) < num_per_kind:
             request = draw(rng)

@@ -71,7 +71,9 @@ def draw_and_judge(
         )
         if on_progress is not None:
             on_progress(len(batch))
-    return ScoredPictures(items, pictures, [judge(item, picture) for item, picture in zip(items, pictures, strict=True)])
+    return ScoredPictures(
+        items, pictures, [judge(item, picture) for item, picture in zip(items, pictures, strict=True)]
+    )
 
 
 def judge(item: Item, picture: Image.Image) -> Verdict:
@@ -90,5 +92,7 @@ def write_results(scored: ScoredPictures, output_dir: Path, name: str, recipe: d
     (output_dir / "results.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     path = output_dir / "scores" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"benchmark": name, "recipe": recipe, "scores": scored.table}, indent=1), encoding="utf-8")
+    path.write_text(
+        json.dumps({"benchmark": name, "recipe": recipe, "scores": scored.table}, indent=1), encoding="utf-8"
+    )
     return path

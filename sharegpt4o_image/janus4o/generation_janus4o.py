@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sampling: prompt rows -> P image codes a picture, with guidance (paper section 2, upstream README functions)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
@@ -14,7 +16,7 @@ from .processing_janus4o import ImageInput, Janus4oProcessor
 # B pictures, R rows (B times 1 to 3 guidance branches), L prompt tokens, P image tokens, D width, V codes
 
 Prompts = str | list[str]
-Images = ImageInput | list[ImageInput] | list[list[ImageInput]]
+Images = ImageInput | Sequence[ImageInput] | Sequence[Sequence[ImageInput]]
 Generators = torch.Generator | list[torch.Generator]
 
 
@@ -28,6 +30,14 @@ class GuidanceRows:
     inputs_embeds: Tensor  # (R, L, D)
     attention_mask: Tensor  # (R, L)
     branches: tuple[str, ...]
+
+    def repeat(self, times: int) -> "GuidanceRows":
+        """Each row `times` times, so that every prompt gives that many pictures."""
+        return GuidanceRows(
+            self.inputs_embeds.repeat_interleave(times, 0),
+            self.attention_mask.repeat_interleave(times, 0),
+            self.branches,
+        )
 
 
 class Janus4oGenerationMixin:
@@ -50,7 +60,7 @@ class Janus4oGenerationMixin:
         output_type: str = "pil",
         processor: Janus4oProcessor | None = None,
         callback_on_step_end: Callable[[int, Tensor], None] | None = None,
-    ):
+    ) -> list[Image.Image] | Tensor:
         """Draw pictures from text, or edit pictures as a text says.
 
         Args:
@@ -62,7 +72,10 @@ class Janus4oGenerationMixin:
                 checkpoint's `config.guidance_scale`, 5.0 for Janus-4o.
             edit_freedom: `s'` of the paper: 0 follows the source's own tokens, larger values let go of them. Defaults
                 to the checkpoint's `config.edit_freedom`, 5.0 for Janus-4o.
-            temperature, top_k, top_p, do_sample: as in `generate`; by default the full softmax is sampled.
+            temperature: divides the guided logits before sampling.
+            top_k: sample among this many likeliest codes; by default among all.
+            top_p: sample among the likeliest codes that together have this probability; by default among all.
+            do_sample: `False` takes the likeliest code at every step.
             negative_prompt: what the unconditional branch reads instead of nothing.
             generator: one generator, or one for each picture. The picture of a given generator does not depend on
                 what else is in the batch.
@@ -81,23 +94,18 @@ class Janus4oGenerationMixin:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts or not all(text.strip() for text in prompts):
             raise ValueError("A prompt is empty; say what to draw.")
-        rows = self._guidance_rows(
-            processor, prompts, _images_per_prompt(image, len(prompts)), num_images_per_prompt,
-            self.config.guidance_scale if guidance_scale is None else guidance_scale,
-            self.config.edit_freedom if edit_freedom is None else edit_freedom,
-            negative_prompt,
-        )  # fmt: skip
-        scales = (
-            self.config.guidance_scale if guidance_scale is None else guidance_scale,
-            self.config.edit_freedom if edit_freedom is None else edit_freedom,
-        )
+        guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        edit_freedom = self.config.edit_freedom if edit_freedom is None else edit_freedom
+        images = _images_per_prompt(image, len(prompts))
+        rows = self._guidance_rows(processor, prompts, images, guidance_scale, edit_freedom, negative_prompt)
+        rows = rows.repeat(num_images_per_prompt)
         sampler = CodeSampler(
             num_pictures=len(prompts) * num_images_per_prompt,
             warpers=_warpers(temperature, top_k, top_p) if do_sample else None,
             generator=generator,
             device=self.device,
         )
-        codes_BP = self._sample_codes(rows, scales, sampler, callback_on_step_end)
+        codes_BP = self._sample_codes(rows, (guidance_scale, edit_freedom), sampler, callback_on_step_end)
         if output_type == "codes":
             return codes_BP
         pixels_BCHW = self.decode_image(codes_BP)
@@ -117,12 +125,11 @@ class Janus4oGenerationMixin:
         processor: Janus4oProcessor,
         prompts: list[str],
         images: list[list[ImageInput]] | None,
-        num_images_per_prompt: int,
         guidance_scale: float,
         edit_freedom: float,
         negative_prompt: Prompts | None,
     ) -> GuidanceRows:
-        """Embed the prompts once per branch, and repeat them for each picture."""
+        """Embed the prompts, once for each guidance branch."""
         inputs = processor.prepare_image_generation(prompts, images).to(self.device)
         input_ids, mask = inputs["input_ids"], inputs["attention_mask"]
         pixels = inputs.get("source_pixel_values")
@@ -141,11 +148,7 @@ class Janus4oGenerationMixin:
         length = max(e.shape[1] for e in embeds.values())
         embeds_RLD = torch.cat([_pad_left(e, length) for e in embeds.values()])
         mask_RL = torch.cat([_pad_left(m, length) for m in masks.values()])
-        return GuidanceRows(
-            embeds_RLD.repeat_interleave(num_images_per_prompt, 0),
-            mask_RL.repeat_interleave(num_images_per_prompt, 0),
-            tuple(embeds),
-        )
+        return GuidanceRows(embeds_RLD, mask_RL, tuple(embeds))
 
     def _sample_codes(
         self,
@@ -157,7 +160,7 @@ class Janus4oGenerationMixin:
         """The sampling loop: (B, P) codes."""
         num_branches = len(rows.branches)
         mask_RL, cache = rows.attention_mask, DynamicCache()
-        hidden_RD = self._prefill(rows.inputs_embeds, mask_RL, cache)
+        hidden_RD = self.prefill(rows.inputs_embeds, mask_RL, cache)
         codes: list[Tensor] = []
         for step in range(self.config.num_image_tokens):
             logits_RV = self.model.generation_head(hidden_RD).float()
@@ -167,23 +170,31 @@ class Janus4oGenerationMixin:
                 callback(step, torch.stack(codes, 1))
             if step + 1 < self.config.num_image_tokens:
                 mask_RL = torch.nn.functional.pad(mask_RL, (0, 1), value=1)
-                hidden_RD = self._decode_step(codes[-1].repeat(num_branches), mask_RL, cache)
+                hidden_RD = self.decode_step(codes[-1].repeat(num_branches), mask_RL, cache)
         return torch.stack(codes, 1)
 
-    def _prefill(self, embeds_RLD: Tensor, mask_RL: Tensor, cache: DynamicCache) -> Tensor:
+    def prefill(self, embeds_RLD: Tensor, mask_RL: Tensor, cache: DynamicCache) -> Tensor:
         """Run the prompts; the hidden states (R, D) that predict code 0."""
         positions_RL = (mask_RL.cumsum(-1) - 1).clamp(min=0)
         outputs = self.model.language_model(
-            inputs_embeds=embeds_RLD, attention_mask=mask_RL, position_ids=positions_RL, past_key_values=cache, use_cache=True
+            inputs_embeds=embeds_RLD,
+            attention_mask=mask_RL,
+            position_ids=positions_RL,
+            past_key_values=cache,
+            use_cache=True,
         )
         return outputs.last_hidden_state[:, -1]
 
-    def _decode_step(self, codes_R: Tensor, mask_RL: Tensor, cache: DynamicCache) -> Tensor:
+    def decode_step(self, codes_R: Tensor, mask_RL: Tensor, cache: DynamicCache) -> Tensor:
         """Feed one code to every row; the hidden states (R, D) that predict the next."""
         embeds_R1D = self.embed_codes(codes_R[:, None]).to(self.get_input_embeddings().weight.dtype)
         position_R1 = mask_RL.sum(-1, keepdim=True) - 1
         outputs = self.model.language_model(
-            inputs_embeds=embeds_R1D, attention_mask=mask_RL, position_ids=position_R1, past_key_values=cache, use_cache=True
+            inputs_embeds=embeds_R1D,
+            attention_mask=mask_RL,
+            position_ids=position_R1,
+            past_key_values=cache,
+            use_cache=True,
         )
         return outputs.last_hidden_state[:, -1]
 
@@ -208,7 +219,11 @@ class CodeSampler:
     """Draws one code a picture from guided logits, each picture from its own random generator."""
 
     def __init__(
-        self, num_pictures: int, warpers: LogitsProcessorList | None, generator: Generators | None, device: torch.device
+        self,
+        num_pictures: int,
+        warpers: LogitsProcessorList | None,
+        generator: Generators | None,
+        device: torch.device,
     ):
         self._warpers = warpers
         given = [generator] if isinstance(generator, torch.Generator) else generator
@@ -265,15 +280,17 @@ def _images_per_prompt(image: Images | None, num_prompts: int) -> list[list[Imag
     """The `image` argument as one list of source images for each prompt."""
     if image is None:
         return None
-    if not isinstance(image, list):
+    if isinstance(image, str | Path | Image.Image):
         return [[image] for _ in range(num_prompts)]
-    if image and isinstance(image[0], list):
-        return image
+    if image and not isinstance(image[0], str | Path | Image.Image):
+        return [list(sources) for sources in image]
     if num_prompts == 1:
-        return [image]
+        return [list(image)]
     if len(image) != num_prompts:
-        raise ValueError(f"Got {len(image)} images for {num_prompts} prompts; give one list of images for each prompt.")
-    return [[one] for one in image]
+        raise ValueError(
+            f"Got {len(image)} images for {num_prompts} prompts; give one list of images for each prompt."
+        )
+    return [[one] for one in image]  # type: ignore[list-item]
 
 
 __all__ = ["Janus4oGenerationMixin"]

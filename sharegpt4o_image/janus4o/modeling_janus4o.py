@@ -2,6 +2,7 @@
 """Janus-4o: transformers' Janus, made to edit images and to train on image codes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
 
     config_class = Janus4oConfig
     # A bf16 encoder changes 12 % of the codes, so the image tokenizer stays in fp32 whatever the dtype of the rest.
-    _keep_in_fp32_modules_strict = ["vqmodel"]
+    _keep_in_fp32_modules_strict = ["vqmodel"]  # noqa: RUF012 (transformers declares it so)
     # The loss is divided by `num_items_in_batch` here, so the Trainer must not scale it for accumulation.
     accepts_loss_kwargs = True
 
@@ -65,7 +66,8 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
             latents_BDHW = vqmodel.quant_conv(vqmodel.encoder(pixel_values.to(parameter)))
             z_BPD = F.normalize(latents_BDHW.permute(0, 2, 3, 1).flatten(1, 2), dim=-1)
             codebook_VD = F.normalize(vqmodel.quantize.embedding.weight, dim=-1)
-            distance_BPV = z_BPD.pow(2).sum(-1, keepdim=True) + codebook_VD.pow(2).sum(-1) - 2 * z_BPD @ codebook_VD.T
+            squares = z_BPD.pow(2).sum(-1, keepdim=True) + codebook_VD.pow(2).sum(-1)
+            distance_BPV = squares - 2 * z_BPD @ codebook_VD.T
         return distance_BPV.argmin(-1)
 
     @torch.no_grad()
@@ -94,7 +96,7 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
         is_code = self._source_code_positions(input_ids)  # (B, L)
         num_sources = 0 if source_pixel_values is None else len(source_pixel_values)
         self._check_sources(is_placeholder, is_code, num_sources, source_codes)
-        if not num_sources:
+        if source_pixel_values is None:
             return embeds_BLD
         if source_codes is None:
             source_codes = self.encode_image(source_pixel_values)
@@ -129,8 +131,8 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
         found = (int(is_placeholder.sum()), int(is_code.sum()))
         if found != (num_sources * num_codes, num_sources * num_codes):
             raise ValueError(
-                f"The prompts have room for {found[0] / num_codes:g} source images and {found[1] / num_codes:g} source "
-                f"code blocks, but {num_sources} source images were given."
+                f"The prompts have room for {found[0] / num_codes:g} source images and {found[1] / num_codes:g} "
+                f"source code blocks, but {num_sources} source images were given."
             )
         if source_codes is not None and source_codes.shape != (num_sources, num_codes):
             raise ValueError(
@@ -148,8 +150,8 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
         source_codes: Tensor | None = None,
         target_codes: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> Any:
         """Predict target codes (with `target_codes` or `source_pixel_values`), or text as the parent class does.
 
         Args:
@@ -159,6 +161,7 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
             source_codes: (N, P), see [`embed_prompt`].
             target_codes: (B, P), the codes to predict.
             num_items_in_batch: divide the summed loss by this instead of by B * P (gradient accumulation).
+            **kwargs: the parent's arguments, for text.
 
         Returns:
             [`Janus4oOutput`]; the parent's output for text.
@@ -190,7 +193,9 @@ def positions_of(attention_mask: Tensor) -> Tensor:
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def image_token_loss(logits_BPV: Tensor, target_codes: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+def image_token_loss(
+    logits_BPV: Tensor, target_codes: Tensor, num_items_in_batch: Tensor | int | None = None
+) -> Tensor:
     """Cross entropy of all P target codes (paper section 2): the mean, or the sum over `num_items_in_batch`.
 
     Unlike upstream's script, the first code is trained too: `logits[:, 0]` comes from the position of boi.

@@ -2,6 +2,7 @@
 """Processor of Janus-4o: prompts and source images -> token ids and pixels, for generation and for editing."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -26,7 +27,7 @@ class Janus4oProcessor(JanusProcessor):
     (`processor(text=..., images=...)`) is unchanged.
     """
 
-    def __call__(self, text=None, images=None, **kwargs) -> BatchFeature:
+    def __call__(self, text: Any = None, images: Any = None, **kwargs: Any) -> BatchFeature:
         """As [`JanusProcessor.__call__`], but `generation_mode="image"` uses the images instead of dropping them."""
         if kwargs.get("generation_mode") == "image":
             return self.prepare_image_generation([text] if isinstance(text, str) else text, images)
@@ -47,7 +48,9 @@ class Janus4oProcessor(JanusProcessor):
         """
         sources = images or [[] for _ in prompts]
         if len(sources) != len(prompts):
-            raise ValueError(f"Got {len(sources)} lists of source images for {len(prompts)} prompts; give one list each.")
+            raise ValueError(
+                f"Got {len(sources)} lists of source images for {len(prompts)} prompts; give one list each."
+            )
         rows = [self._image_generation_ids(p, len(s)) for p, s in zip(prompts, sources, strict=True)]
         batch = self.pad_left(rows)
         flat = [image for row in sources for image in row]

@@ -54,16 +54,24 @@ class EditRequest:
 
 # Sentence forms per task; the first word alone tells the task, except for the forms of "make" and "change".
 _FORMS = {
-    "recolor": ("make the {target} {color}", "change the color of the {target} to {color}", "recolor the {target} {color}"),
+    "recolor": (
+        "make the {target} {color}",
+        "change the color of the {target} to {color}",
+        "recolor the {target} {color}",
+    ),
     "remove": ("remove the {target}", "delete the {target}", "take away the {target}"),
-    "background": ("change the background to {background}", "make the background {background}", "use a {background} background"),
+    "background": (
+        "change the background to {background}",
+        "make the background {background}",
+        "use a {background} background",
+    ),
     "replace": ("replace the {target} with {replacement}", "turn the {target} into {replacement}"),
     "add": ("add {replacement} {place}", "put {replacement} {place}"),
     "move": ("move the {target} {place}",),
     "restyle": ("redraw it in {style} style", "change it to {style} style"),
     "relight": ("change the lighting to {lighting}", "give it {lighting}"),
     "zoom_out": ("zoom out", "zoom out to show more of the background"),
-}  # fmt: skip
+}
 
 _ADD = re.compile(r"\b(add|put|insert)\b")
 _REMOVE = re.compile(r"\b(remove|delete|take away|erase)\b")
@@ -71,9 +79,7 @@ _REPLACE = re.compile(r"\b(replace|swap|turn)\b.*\b(with|into|for)\b")
 _MOVE = re.compile(r"\bmove\b")
 _ZOOM = re.compile(r"\bzoom out\b|\boutpaint\b|\bwider view\b")
 _RECOLOR = re.compile(rf"\b(?P<color>{'|'.join(OBJECT_COLORS)})\b")
-_BACKGROUND = re.compile(
-    rf"\bbackground (?:to |into )?(?:a |an )?(?P<after>{'|'.join(BACKGROUND_COLORS)})\b"
-)
+_BACKGROUND = re.compile(rf"\bbackground (?:to |into )?(?:a |an )?(?P<after>{'|'.join(BACKGROUND_COLORS)})\b")
 _PLACE = re.compile("|".join(sorted(PLACES, key=len, reverse=True)))
 
 
@@ -151,11 +157,7 @@ def describe_edit(edit: EditRequest, rng: random.Random) -> str:
 
 def matches(item: SceneObject, wanted: ObjectRequest) -> bool:
     """Whether a drawn object fits the words that name it."""
-    return (
-        item.shape == wanted.shape
-        and wanted.color in (None, item.color)
-        and wanted.size in (None, item.size)
-    )
+    return item.shape == wanted.shape and wanted.color in (None, item.color) and wanted.size in (None, item.size)
 
 
 def _change(scene: Scene, edit: EditRequest) -> tuple[SceneObject, ...]:
@@ -165,7 +167,7 @@ def _change(scene: Scene, edit: EditRequest) -> tuple[SceneObject, ...]:
         if not matches(item, edit.target):
             changed.append(item)
         elif edit.task == "recolor":
-            changed.append(replace(item, color=edit.color))
+            changed.append(replace(item, color=edit.color or item.color))
         elif edit.task == "replace":
             changed.append(_replaced(item, edit))
         elif edit.task == "move":

@@ -44,7 +44,11 @@ _STYLE = re.compile(rf"\b(?P<style>{_one_of(STYLES)}) style\b")
 _LIGHTING = re.compile(rf"\b(?P<lighting>{_one_of(LIGHTINGS)})\b")
 
 # The three forms in which a prompt writer names the background.
-_BACKGROUND_FORMS = ("{scene} on a {background} background", "{scene}, {background} background", "{scene} against a {background} backdrop")
+_BACKGROUND_FORMS = (
+    "{scene} on a {background} background",
+    "{scene}, {background} background",
+    "{scene} against a {background} backdrop",
+)
 
 
 def normalize(text: str) -> str:

@@ -133,14 +133,14 @@ def _detect(albedo: np.ndarray, blob: np.ndarray, background: str) -> DetectedOb
     if filled.sum() < _MIN_AREA:
         return None
     rows, columns = np.where(filled.any(1))[0], np.where(filled.any(0))[0]
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
     normal = _normalize(filled[top:bottom, left:right])
     overlap = {shape: _iou(normal, _template(shape)) for shape in SHAPES}
     shape = max(overlap, key=overlap.__getitem__)
     return DetectedObject(
         shape=shape,
         color=color,
-        box=tuple(float(v) / WORKING_SIZE for v in (left, top, right, bottom)),
+        box=(left / WORKING_SIZE, top / WORKING_SIZE, right / WORKING_SIZE, bottom / WORKING_SIZE),
         score=overlap[shape],
         is_outline=1 - silhouette.sum() / filled.sum() > _OUTLINE_HOLE_SHARE,
         is_textured=is_textured,

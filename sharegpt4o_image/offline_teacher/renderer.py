@@ -16,9 +16,7 @@ _STRIPES_PER_SIDE = 16  # diagonal stripes across the canvas
 
 def _regular_points(num_points: int, radii: tuple[float, ...], start_degrees: float) -> list[tuple[float, float]]:
     angles = (math.radians(start_degrees + 360 * i / num_points) for i in range(num_points))
-    return [
-        (radii[i % len(radii)] * math.cos(a), radii[i % len(radii)] * math.sin(a)) for i, a in enumerate(angles)
-    ]
+    return [(radii[i % len(radii)] * math.cos(a), radii[i % len(radii)] * math.sin(a)) for i, a in enumerate(angles)]
 
 
 def _heart_points() -> list[tuple[float, float]]:

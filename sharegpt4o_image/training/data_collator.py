@@ -56,7 +56,12 @@ class DataCollatorForImageGeneration:
         return bool(torch.rand((), generator=self.generator) < rate)
 
     def _add_sources(
-        self, collated: dict[str, Tensor], batch: Any, rows: list[dict[str, Any]], sources: list[list[Any]], is_null: Tensor
+        self,
+        collated: dict[str, Tensor],
+        batch: Any,
+        rows: list[dict[str, Any]],
+        sources: list[list[Any]],
+        is_null: Tensor,
     ) -> None:
         """Pixels and codes of the sources whose rows still have room for them."""
         owner = torch.tensor([i for i, row_sources in enumerate(sources) for _ in row_sources], dtype=torch.long)
@@ -64,7 +69,9 @@ class DataCollatorForImageGeneration:
         if not kept.any():
             return
         collated["source_pixel_values"] = batch["source_pixel_values"][kept]
-        collated["drop_source_codes"] = torch.tensor([self._draws(self.source_code_dropout) for _ in range(int(kept.sum()))])
+        collated["drop_source_codes"] = torch.tensor(
+            [self._draws(self.source_code_dropout) for _ in range(int(kept.sum()))]
+        )
         if rows[int(owner[0])].get("source_codes") is not None:
             codes = torch.tensor([codes for row in rows for codes in row.get("source_codes") or []], dtype=torch.long)
             collated["source_codes"] = codes[kept]

@@ -97,9 +97,7 @@ def read_fingerprint(path: Path) -> str:
     return (pq.read_schema(path).metadata or {}).get(_FINGERPRINT_KEY, b"").decode()
 
 
-def load_rows_with_codes(
-    dataset_dir: Path, config_name: str, model: Janus4oForImageGeneration
-) -> Dataset:
+def load_rows_with_codes(dataset_dir: Path, config_name: str, model: Janus4oForImageGeneration) -> Dataset:
     """The rows of one config joined with their codes; the target picture itself is left out.
 
     Gives: `input_prompt`, `input_image`, `target_codes`, `source_codes`.
@@ -108,7 +106,9 @@ def load_rows_with_codes(
     if not path.is_file():
         raise UserError(f"{path} is missing; run `sharegpt4o-image encode {dataset_dir}` first.")
     if read_fingerprint(path) != tokenizer_fingerprint(model):
-        raise UserError(f"{path} was made with another image tokenizer; run `sharegpt4o-image encode {dataset_dir}` again.")
+        raise UserError(
+            f"{path} was made with another image tokenizer; run `sharegpt4o-image encode {dataset_dir}` again."
+        )
     rows = load_rows(str(dataset_dir), config_name)
     codes = pq.read_table(path)
     if rows["id"][:] != codes["id"].to_pylist():

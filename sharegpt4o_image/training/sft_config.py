@@ -32,7 +32,7 @@ class Janus4oSFTConfig(trl.SFTConfig):
     max_length: int | None = field(default=None, metadata={"help": "Must stay unset: rows are never cut."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads the columns itself."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Trade compute for activation memory."})
-    bf16: bool | None = field(default=False, metadata={"help": "Compute in bf16 autocast."})
+    bf16: bool = field(default=False, metadata={"help": "Compute in bf16 autocast."})
     learning_rate: float = field(default=5e-6, metadata={"help": "Peak learning rate."})  # paper section 3
     weight_decay: float = field(default=0.1, metadata={"help": "AdamW decay of matrices."})  # train_janus.py
     warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up, a share of all steps if below 1."})
@@ -51,4 +51,6 @@ class Janus4oSFTConfig(trl.SFTConfig):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a share, between 0 and 1.")
         if self.max_length is not None:
-            raise ValueError(f"max_length is {self.max_length}; leave it unset, since a cut row loses its image codes.")
+            raise ValueError(
+                f"max_length is {self.max_length}; leave it unset, since a cut row loses its image codes."
+            )

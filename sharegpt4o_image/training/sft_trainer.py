@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import trl
-from torch import Tensor, nn
+from torch import nn
 from transformers import Trainer
 
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration
@@ -51,7 +51,7 @@ class Janus4oSFTTrainer(trl.SFTTrainer):
         if "target_codes" not in inputs:
             inputs["target_codes"] = unwrapped.encode_image(inputs.pop("target_pixel_values"))
         if "source_pixel_values" in inputs:
-            codes: Tensor = inputs.get("source_codes", None)
+            codes = inputs.get("source_codes")
             if codes is None:
                 codes = unwrapped.encode_image(inputs["source_pixel_values"])
             inputs["source_codes"] = drop_codes(codes, inputs.pop("drop_source_codes"))

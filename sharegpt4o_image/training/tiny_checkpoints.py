@@ -126,9 +126,7 @@ def edit_stage(source_dir: Path, target_dir: Path, recipe: TinyRecipe) -> None:
     num_plain = int(recipe.edit_rows * recipe.edit_share_of_text_to_image)
     plain = text_to_image_rows(model, processor, num_plain, recipe.seed + 4)
     held_out = edit_rows(model, processor, 256, recipe.seed + 5)
-    arguments = _arguments(
-        target_dir, recipe.seed, recipe.edit_steps, recipe.edit_batch, recipe.edit_learning_rate
-    )
+    arguments = _arguments(target_dir, recipe.seed, recipe.edit_steps, recipe.edit_batch, recipe.edit_learning_rate)
     curve = _train(model, processor, arguments, _mix(edits, plain), held_out)
     _save(model, processor, target_dir, recipe, started, curve)
 
@@ -171,7 +169,7 @@ def _train(
 ) -> list[dict[str, float]]:
     """Train in place, from the last checkpoint if there is one; returns the log."""
     trainer = Janus4oSFTTrainer(model, arguments, processor, train_dataset=rows, eval_dataset=held_out)
-    has_checkpoint = any(Path(arguments.output_dir).glob("checkpoint-*"))
+    has_checkpoint = any(Path(str(arguments.output_dir)).glob("checkpoint-*"))
     trainer.train(resume_from_checkpoint=has_checkpoint or None)
     history: list[dict[str, float]] = trainer.state.log_history
     return history

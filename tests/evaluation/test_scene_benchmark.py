@@ -2,6 +2,7 @@
 """The scene benchmark judges right pictures right and wrong ones wrong, and asks only for what training never saw."""
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -40,12 +41,10 @@ def test_teacher_pictures_are_right(prompts, edits):
 def test_pictures_of_another_item_are_wrong(prompts, edits):
     swapped = [
         judge_prompt(a, teacher_picture(b)).correct
-        for a, b in zip(prompts, prompts[1:], strict=False)
+        for a, b in pairwise(prompts)
         if combination(a.request) != combination(b.request)
     ]
-    swapped += [
-        judge_edit(a, teacher_picture(b)).correct for a, b in zip(edits, edits[1:], strict=False) if a.target != b.target
-    ]
+    swapped += [judge_edit(a, teacher_picture(b)).correct for a, b in pairwise(edits) if a.target != b.target]
     assert sum(swapped) / len(swapped) <= 0.05
 
 

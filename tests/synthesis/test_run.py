@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs: what they leave behind, that they go on where they stopped, and that nothing is paid twice."""
+
+import hashlib
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from loopback_teacher import LoopbackTeacher
+from PIL import Image
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from sharegpt4o_image.errors import UserError
+from sharegpt4o_image.offline_teacher.language import parse_request
+from sharegpt4o_image.offline_teacher.perception import perceive
+from sharegpt4o_image.schema import Record, published_features
+from sharegpt4o_image.synthesis.config import SynthesisConfig, load_config
+from sharegpt4o_image.synthesis.images import difference_hash
+from sharegpt4o_image.synthesis.prompts import render_template
+from sharegpt4o_image.synthesis.records import iter_records
+from sharegpt4o_image.synthesis.run import read_status, synthesize
+
+REPOSITORY = Path(__file__).parents[2]
+SMALL = SynthesisConfig(num_topics=12, num_edits=12)
+KEY = "sk-test-0123456789"
+
+
+def opened(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+def identity(records: list[Record]) -> list[tuple[str, str | None]]:
+    return [(record.id, record.output_sha256) for record in records]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished small run."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    synthesize(path, SMALL)
+    return path
+
+
+@pytest.fixture(scope="module")
+def records(run_dir: Path) -> list[Record]:
+    return list(iter_records(run_dir))
+
+
+# --------------------------------------------------------------------------- records
+
+
+def test_every_sample_once_text_to_image_first(records: list[Record]) -> None:
+    assert [record.task for record in records] == ["text_to_image"] * 12 + ["text_and_image_to_image"] * 12
+    assert len({record.id for record in records}) == 24
+
+
+def test_known_columns_are_filled(records: list[Record]) -> None:
+    always = set(published_features()) - {
+        *("objects", "background", "style", "lighting", "camera", "composition", "document_type"),
+        *("edit_category", "edit_task", "source_id", "source_origin", "source_license", "input_image_resolution"),
+    }
+    for record in records:
+        empty = {name for name in always if getattr(record, name) in (None, "")}
+        assert not empty, record.id
+        assert record.output_sha256 == hashlib.sha256(record.output_image.bytes).hexdigest()
+        assert record.output_phash == difference_hash(opened(record.output_image.bytes))
+        assert record.output_image_resolution == list(opened(record.output_image.bytes).size) == [256, 256]
+        assert record.license == "cc-by-nc-4.0"
+        assert record.usage is not None
+        assert set(record.usage) == {"prompt", "image"}
+    assert all(record.objects and record.background for record in records[:12])
+
+
+def test_edits_name_their_source(records: list[Record]) -> None:
+    pictures = {record.id: record for record in records[:12]}
+    for edit in records[12:]:
+        assert edit.source_id is not None
+        source = pictures[edit.source_id]
+        assert edit.input_image[0].bytes == source.output_image.bytes
+        assert edit.output_image.bytes != source.output_image.bytes
+        assert edit.input_image_resolution == source.output_image_resolution
+        assert (edit.source_origin, edit.source_license) == ("synthesized", "cc-by-nc-4.0")
+        assert edit.edit_category
+        assert edit.edit_task
+    assert {edit.source_id for edit in records[12:]} == set(pictures)
+
+
+def test_pictures_show_what_the_prompts_say(records: list[Record]) -> None:
+    for record in records[:12]:
+        asked = parse_request(record.input_prompt)
+        seen = perceive(opened(record.output_image.bytes)).scene
+        wanted = Counter({(item.color, item.shape): item.count for item in asked.objects})
+        assert Counter((item.color, item.shape) for item in seen.objects) == wanted
+        assert seen.background == asked.background
+
+
+def test_difference_hash_closed_form() -> None:
+    ramp = np.tile(np.arange(9, dtype=np.uint8) * 20, (8, 1))
+    assert difference_hash(Image.fromarray(ramp)) == "f" * 16
+    assert difference_hash(Image.fromarray(ramp[:, ::-1].copy())) == "0" * 16
+    step = np.tile(np.array([0, 9, 9, 9, 9, 9, 9, 9, 9], dtype=np.uint8), (8, 1))
+    assert difference_hash(Image.fromarray(step)) == "80" * 8
+
+
+def test_runs_are_reproducible(run_dir: Path, records: list[Record], tmp_path: Path) -> None:
+    synthesize(tmp_path / "again", SMALL)
+    assert identity(list(iter_records(tmp_path / "again"))) == identity(records)
+
+
+# --------------------------------------------------------------------------- resuming
+
+
+def test_rerun_asks_nothing_and_a_longer_run_asks_for_the_rest(tmp_path: Path) -> None:
+    with LoopbackTeacher() as teacher:
+        config = SMALL.model_copy(update={"base_url": teacher.base_url})
+        first = synthesize(tmp_path / "run", config, limit=5)
+        asked = teacher.num_requests
+        assert first.new_attempts == asked == read_status(tmp_path / "run").attempts
+        assert synthesize(tmp_path / "run", config, limit=5).new_attempts == 0
+        assert teacher.num_requests == asked
+        short = list(iter_records(tmp_path / "run"))
+        synthesize(tmp_path / "run", config, limit=8)
+        assert set(teacher.served.values()) == {1}
+    longer = list(iter_records(tmp_path / "run"))
+    assert identity(longer[:5]) == identity(short[:5])
+    assert identity(longer[8:13]) == identity(short[5:])
+    assert len(longer) == 16
+
+
+def test_changed_parameter_asks_again_only_for_what_it_touches(tmp_path: Path) -> None:
+    synthesize(tmp_path / "run", SMALL, limit=3)
+    larger = SMALL.model_validate({**SMALL.model_dump(), "edit_params": {"size": "128x128"}})
+    status = synthesize(tmp_path / "run", larger, limit=3).status
+    assert status.by_task == {"text_to_image": 3, "text_and_image_to_image": 6}
+    assert {tuple(record.output_image_resolution) for record in iter_records(tmp_path / "run")} == {
+        (256, 256),
+        (128, 128),
+    }
+
+
+def test_more_edits_than_pictures_give_every_picture_another_turn(tmp_path: Path) -> None:
+    synthesize(tmp_path / "run", SynthesisConfig(num_topics=3, num_edits=8))
+    edits = [record for record in iter_records(tmp_path / "run") if record.source_id]
+    assert len({edit.id for edit in edits}) == 8
+    assert sorted(Counter(edit.source_id for edit in edits).values()) == [2, 3, 3]
+
+
+def test_faulty_teacher_loses_nothing(tmp_path: Path, records: list[Record]) -> None:
+    now = {"retry-after-ms": "1"}
+
+    def fault(number: int, path: str) -> Response | None:
+        if number % 7 == 0:
+            return JSONResponse({"error": {"message": "slow down", "code": "rate_limit_exceeded"}}, 429, now)
+        if number % 11 == 0:
+            return JSONResponse({"error": {"message": "oops"}}, 500, now)
+        if number % 13 == 0:
+            return PlainTextResponse("<html>hello</html>")
+        return None
+
+    with LoopbackTeacher(fault) as teacher:
+        config = SMALL.model_copy(update={"base_url": teacher.base_url})
+        summary = synthesize(tmp_path / "run", config)
+        assert set(teacher.served.values()) == {1}
+    assert (summary.unfinished, summary.status.rejected) == (0, {})
+    assert set(summary.status.by_status) == {"ok", "retry", "invalid"}
+    assert identity(list(iter_records(tmp_path / "run"))) == identity(records)
+
+
+def test_moderation_and_missing_sources_leave_a_reason(tmp_path: Path) -> None:
+    def fault(number: int, path: str) -> Response | None:
+        if path.endswith("/generations") and number % 2:
+            return JSONResponse({"error": {"message": "no", "code": "moderation_blocked"}}, 400)
+        return None
+
+    with LoopbackTeacher(fault) as teacher:
+        config = SMALL.model_copy(update={"base_url": teacher.base_url, "num_workers": 1})
+        status = synthesize(tmp_path / "run", config).status
+    [(reason, count)] = status.rejected.items()
+    assert "moderation_blocked" in reason
+    assert status.by_task["text_to_image"] == 12 - count
+    assert status.by_task["text_and_image_to_image"] == 12 - count
+    assert status.by_status["blocked"] == count
+
+
+def test_quota_stops_the_run_and_the_next_one_ends_it(tmp_path: Path, records: list[Record]) -> None:
+    def fault(number: int, path: str) -> Response | None:
+        spent = {"error": {"message": "You exceeded your current quota", "code": "insufficient_quota"}}
+        return JSONResponse(spent, 429) if 20 <= number < 40 else None
+
+    with LoopbackTeacher(fault) as teacher:
+        config = SMALL.model_copy(update={"base_url": teacher.base_url})
+        with pytest.raises(UserError, match="insufficient_quota"):
+            synthesize(tmp_path / "run", config)
+        assert teacher.num_requests < 40
+        teacher.fault = None
+        synthesize(tmp_path / "run", config)
+        assert set(teacher.served.values()) == {1}
+    assert identity(list(iter_records(tmp_path / "run"))) == identity(records)
+
+
+# --------------------------------------------------------------------------- bad input
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "sharegpt4o_image.cli", *map(str, arguments)]
+
+
+def refused(tmp_path: Path, *arguments: str | Path, **environment: str) -> str:
+    """The sentence with which `synthesize -o tmp_path/run` ends, having left nothing behind."""
+    import os
+
+    done = subprocess.run(
+        command("synthesize", "-o", tmp_path / "run", *arguments),
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    assert done.returncode == 2
+    assert not (tmp_path / "run").exists()
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    return done.stderr.strip()
+
+
+def test_unreachable_endpoint(tmp_path: Path) -> None:
+    assert "cannot reach the teacher" in refused(tmp_path, "--base-url", "http://127.0.0.1:9/v1")
+
+
+def test_address_that_is_none(tmp_path: Path) -> None:
+    assert "not an http(s) address" in refused(tmp_path, "--base-url", "localhost:8000")
+
+
+def test_bad_configurations(tmp_path: Path) -> None:
+    assert "cannot read" in refused(tmp_path, "-c", tmp_path / "none.yaml")
+    path = tmp_path / "config.yaml"
+    for text, message in (
+        ("num_topics: many\n", "num_topics"),
+        ("num_topic: 3\n", "unknown key 'num_topic'"),
+        ("num_workers: 0\n", "num_workers"),
+        ("a: [\n", "line 2"),
+        ("taxonomy: nowhere.yaml\n", "nowhere.yaml"),
+        ("base_url: https://user:pass@example.com/v1\n", "OPENAI_API_KEY"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError) as caught:
+            synthesize(tmp_path / "run", load_config(path))
+        assert message in str(caught.value)
+        assert "pass@" not in str(caught.value)
+        assert not (tmp_path / "run").exists()
+
+
+def test_endpoint_that_speaks_something_else(tmp_path: Path) -> None:
+    class Website(LoopbackTeacher):
+        async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+            await PlainTextResponse("<html>hello</html>")(scope, receive, send)
+
+    with Website() as website:
+        with pytest.raises(UserError, match="does not speak OpenAI's API"):
+            synthesize(tmp_path / "run", SMALL.model_copy(update={"base_url": website.base_url}))
+        assert not (tmp_path / "run").exists()
+
+
+def test_model_that_the_teacher_does_not_have(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no model 'gpt-image-1'"):
+        synthesize(tmp_path / "run", SMALL.model_copy(update={"image_model": "gpt-image-1"}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_directory_that_is_something_else(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="something else"):
+        synthesize(tmp_path, SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+# --------------------------------------------------------------------------- command line
+
+
+def test_verb_and_status(tmp_path: Path) -> None:
+    run = command("synthesize", "--limit", "3", "-o", tmp_path / "run", "--json")
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout)
+    assert result["by_task"] == {"text_to_image": 3, "text_and_image_to_image": 3}
+    assert "text_to_image" in done.stderr  # the progress bars
+    shown = subprocess.run(command("status", tmp_path / "run", "--json"), capture_output=True, text=True, check=True)
+    status = json.loads(shown.stdout)
+    assert {"records", "attempts", "spent_usd", "by_status"} <= set(status)
+    assert status == {name: result[name] for name in status}
+    assert status["by_status"] == {"ok": status["attempts"]}
+
+
+def test_interrupt_drains_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    with LoopbackTeacher(delay_seconds=0.02) as teacher:
+        verb = command("synthesize", "--limit", "40", "-o", tmp_path / "run", "--base-url", teacher.base_url, "--json")
+        with subprocess.Popen(verb, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            while teacher.num_requests < 20:
+                time.sleep(0.005)
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=30)
+        assert process.returncode == 130, errors
+        stopped = json.loads(output)
+        assert stopped["is_interrupted"]
+        assert stopped["by_status"] == {"ok": teacher.num_requests}  # nothing was cut off
+        subprocess.run(verb, capture_output=True, check=True)
+        assert set(teacher.served.values()) == {1}
+    assert read_status(tmp_path / "run").records == 80
+
+
+def test_key_goes_to_the_teacher_and_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+    def fault(number: int, path: str) -> Response | None:
+        wrong = {"error": {"message": f"the key {KEY} is strange", "code": "strange"}}
+        return JSONResponse(wrong, 400) if number == 3 else None
+
+    with LoopbackTeacher(fault) as teacher:
+        status = synthesize(tmp_path / "run", SMALL.model_copy(update={"base_url": teacher.base_url}), limit=4).status
+        assert teacher.keys_seen == {f"Bearer {KEY}"}
+    assert any("[secret]" in reason for reason in status.rejected)
+    assert not any(KEY.encode() in path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file())
+
+
+# --------------------------------------------------------------------------- what ships with the package
+
+
+def test_configuration_file_and_defaults_are_the_same() -> None:
+    assert load_config(REPOSITORY / "configs" / "synthesis_offline.yaml") == load_config(None) == SynthesisConfig()
+
+
+# A template that changes asks every question anew: give the new text a new version instead.
+TEMPLATE_DIGESTS = {
+    "edit_instruction.v1": "",
+    "prompt_first.v1": "",
+}
+
+
+def test_templates_do_not_change_under_their_version() -> None:
+    folder = files("sharegpt4o_image.synthesis") / "templates"
+    digests = {
+        path.name.removesuffix(".txt"): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in folder.iterdir()
+    }
+    assert digests == TEMPLATE_DIGESTS
+
+
+def test_templates_are_strict() -> None:
+    assert '{"objects": ["cat"]}' in render_template("prompt_first.v1", topic='{"objects": ["cat"]}')
+    for slots in ({}, {"topic": "x", "mood": "y"}, {"task": "x"}):
+        with pytest.raises(ValueError, match="slots"):
+            render_template("prompt_first.v1", **slots)

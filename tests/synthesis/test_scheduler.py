@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kind of answer and failure, through the real client over canned HTTP answers."""
+
+import asyncio
+import base64
+import io
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx2
+import openai
+import pytest
+from PIL import Image
+
+from sharegpt4o_image.schema import GeneratedImage, Prompt, Topic
+from sharegpt4o_image.synthesis.config import Price, SynthesisConfig
+from sharegpt4o_image.synthesis.images import plan_image
+from sharegpt4o_image.synthesis.journal import Journal
+from sharegpt4o_image.synthesis.prompts import plan_prompt
+from sharegpt4o_image.synthesis.scheduler import Dispatcher, Rejected, StopRun, Unfinished, run_workers
+
+Product = TypeVar("Product")
+Reply = httpx2.Response | Exception
+
+CONFIG = SynthesisConfig(max_attempts=3, max_asks=3, num_workers=1)
+TOPIC = Topic(id="topic", pipeline="prompt_first", objects=["red circle"])
+PROMPT = Prompt(id="p", topic=TOPIC, text="a red circle", prompt_model="w", template_version="prompt_first.v1")
+
+NOW = {"retry-after-ms": "1"}  # a refusal that asks for hardly any patience
+
+
+def chat_reply(content: str, **choice: Any) -> httpx2.Response:
+    message = {"role": "assistant", "content": content, "refusal": choice.pop("refusal", None)}
+    body = {
+        "model": "writer-2026-11-01",
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop", **choice}],
+        "usage": {"prompt_tokens": 100, "completion_tokens": 10},
+    }
+    return httpx2.Response(200, json=body, headers={"x-request-id": "req_chat"})
+
+
+def picture(side: int = 256) -> bytes:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((side, side)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def image_reply(data: bytes | str) -> httpx2.Response:
+    encoded = data if isinstance(data, str) else base64.b64encode(data).decode()
+    usage = {"input_tokens": 30, "input_tokens_details": {"text_tokens": 10, "image_tokens": 20}, "output_tokens": 40}
+    return httpx2.Response(200, json={"created": 1, "data": [{"b64_json": encoded}], "usage": usage})
+
+
+def refusal(status: int, code: str | None = None, **headers: str) -> httpx2.Response:
+    body = {"error": {"message": f"refused {code}", "type": "some_error", "param": None, "code": code}}
+    return httpx2.Response(status, json=body, headers={"x-request-id": "req_refused", **NOW, **headers})
+
+
+class Desk:
+    """A dispatcher over a queue of answers, in a run directory of its own."""
+
+    def __init__(self, run_dir: Path, replies: list[Reply], config: SynthesisConfig = CONFIG):
+        self.replies = list(replies)
+        self.num_requests = 0
+        self.config = config
+        self.stop = asyncio.Event()
+        self.journal = Journal.create_or_resume(run_dir)
+        self.dispatcher = Dispatcher(self.journal, config, self.stop)
+        transport = httpx2.MockTransport(self._answer)
+        self.client = openai.AsyncOpenAI(
+            base_url="http://teacher/v1",
+            api_key="k",
+            max_retries=0,
+            http_client=httpx2.AsyncClient(transport=transport),
+        )
+
+    def _answer(self, request: httpx2.Request) -> httpx2.Response:
+        self.num_requests += 1
+        reply = self.replies.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    async def prompt(self) -> Prompt:
+        return await self.dispatcher.obtain(plan_prompt(self.client, self.config, TOPIC))
+
+    async def image(self) -> GeneratedImage:
+        return await self.dispatcher.obtain(plan_image(self.client, self.config, self.journal.blobs, PROMPT))
+
+    @property
+    def statuses(self) -> dict[str, int]:
+        return dict(self.journal.count_attempts())
+
+
+@asynccontextmanager
+async def desk_at(run_dir: Path, *replies: Reply, config: SynthesisConfig = CONFIG) -> AsyncIterator[Desk]:
+    desk = Desk(run_dir, list(replies), config)
+    try:
+        yield desk
+    finally:
+        desk.journal.close()
+        await desk.client.close()
+
+
+def at_desk(
+    tmp_path: Path, *replies: Reply, config: SynthesisConfig = CONFIG
+) -> Callable[[Callable[[Desk], Any]], Any]:
+    """Run an async test function at a desk with these answers."""
+
+    def run(test: Callable[[Desk], Any]) -> None:
+        async def talk() -> None:
+            async with desk_at(tmp_path / "run", *replies, config=config) as desk:
+                await test(desk)
+
+        asyncio.run(talk())
+
+    return run
+
+
+# --------------------------------------------------------------------------- answers
+
+
+def test_answer_is_journalled_with_its_cost(tmp_path: Path) -> None:
+    price = {CONFIG.prompt_model: Price(text_input=5.0, output=30.0)}
+
+    @at_desk(tmp_path, chat_reply('{"prompt": " a red circle "}'), config=CONFIG.model_copy(update={"prices": price}))
+    async def check(desk: Desk) -> None:
+        prompt = await desk.prompt()
+        assert prompt.text == "a red circle"
+        assert prompt.served_model == "writer-2026-11-01"
+        assert prompt.cost_usd == pytest.approx((100 * 5 + 10 * 30) / 1e6)
+        assert desk.journal.spent_usd() == prompt.cost_usd
+        assert await desk.prompt() == prompt  # from the journal
+        assert desk.num_requests == 1
+
+
+def test_image_cost_counts_each_kind_of_token(tmp_path: Path) -> None:
+    price = {CONFIG.image_model: Price(text_input=5.0, image_input=8.0, output=30.0)}
+
+    @at_desk(tmp_path, image_reply(picture()), config=CONFIG.model_copy(update={"prices": price}))
+    async def check(desk: Desk) -> None:
+        image = await desk.image()
+        assert image.cost_usd == pytest.approx((10 * 5 + 20 * 8 + 40 * 30) / 1e6)
+        assert desk.journal.blobs.read(image.sha256) == picture()
+
+
+def test_fenced_json_is_read(tmp_path: Path) -> None:
+    @at_desk(tmp_path, chat_reply('```json\n{"prompt": "a red circle"}\n```'))
+    async def check(desk: Desk) -> None:
+        assert (await desk.prompt()).text == "a red circle"
+
+
+USELESS_CHATS = [
+    chat_reply("no JSON"),
+    chat_reply('{"prompt": ""}'),
+    chat_reply('{"prompt": "   "}'),
+    chat_reply('{"text": "a red circle"}'),
+    chat_reply('{"prompt": "a red', finish_reason="length"),
+    httpx2.Response(200, json={"choices": []}),
+    httpx2.Response(200, json={"choices": [{"message": None}]}),
+    httpx2.Response(200, text="<html>login</html>"),
+    httpx2.Response(200, json=["list"]),
+    httpx2.Response(200, json={"error": {"message": "overloaded"}}),
+]
+
+
+@pytest.mark.parametrize("reply", USELESS_CHATS)
+def test_useless_chat_answer_is_kept_and_asked_again(tmp_path: Path, reply: httpx2.Response) -> None:
+    @at_desk(tmp_path, reply, chat_reply('{"prompt": "a red circle"}'))
+    async def check(desk: Desk) -> None:
+        assert (await desk.prompt()).text == "a red circle"
+        assert desk.statuses == {"invalid": 1, "ok": 1}
+
+
+USELESS_IMAGES = [
+    image_reply(picture()[:300]),
+    image_reply(picture(64)),  # not the size that was asked for
+    image_reply(b"GIF89a"),
+    image_reply("====="),
+    image_reply(base64.b64encode(picture()).decode()[:-3]),
+    httpx2.Response(200, json={"data": []}),
+    httpx2.Response(200, json={"data": [{"url": "http://elsewhere"}]}),
+    httpx2.Response(200, json={"created": 1}),
+]
+
+
+@pytest.mark.parametrize("reply", USELESS_IMAGES)
+def test_useless_image_answer_is_kept_and_asked_again(tmp_path: Path, reply: httpx2.Response) -> None:
+    @at_desk(tmp_path, reply, image_reply(picture()))
+    async def check(desk: Desk) -> None:
+        assert (await desk.image()).width == 256
+        assert desk.statuses == {"invalid": 1, "ok": 1}
+
+
+def test_truncated_answer_is_kept_as_it_came(tmp_path: Path) -> None:
+    reply = image_reply("AAAAA")
+
+    @at_desk(tmp_path, reply, image_reply(picture()))
+    async def check(desk: Desk) -> None:
+        await desk.image()
+        kept = [path.read_bytes() for path in desk.journal.blobs.folder.rglob("*") if path.is_file()]
+        assert sorted(kept, key=len) == sorted([reply.content, picture()], key=len)
+
+
+def test_useless_answers_are_asked_for_at_most_three_times_in_all(tmp_path: Path) -> None:
+    for replies, num_new in ((2, 2), (5, 1), (5, 0)):
+        config = CONFIG.model_copy(update={"max_asks": 2 if num_new == 2 else 3})
+
+        async def check(desk: Desk, num_new: int = num_new) -> None:
+            with pytest.raises(Rejected):
+                await desk.prompt()
+            assert desk.num_requests == num_new
+
+        at_desk(tmp_path, *[chat_reply("no")] * replies, config=config)(check)
+
+
+BLOCKS = [
+    refusal(400, "moderation_blocked"),
+    refusal(400, "content_policy_violation"),
+    chat_reply("", refusal="I cannot help with that"),
+    chat_reply("", finish_reason="content_filter"),
+]
+
+
+@pytest.mark.parametrize("reply", BLOCKS)
+def test_moderation_is_final(tmp_path: Path, reply: httpx2.Response) -> None:
+    @at_desk(tmp_path, reply)
+    async def check(desk: Desk) -> None:
+        for _ in range(2):  # the second time from the journal
+            with pytest.raises(Rejected):
+                await desk.prompt()
+        assert desk.num_requests == 1
+        assert desk.statuses == {"blocked": 1}
+
+
+# --------------------------------------------------------------------------- failures
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503])
+def test_passing_refusals_are_waited_out(tmp_path: Path, status: int) -> None:
+    @at_desk(tmp_path, refusal(status), refusal(status), chat_reply('{"prompt": "a red circle"}'))
+    async def check(desk: Desk) -> None:
+        await desk.prompt()
+        assert desk.statuses == {"retry": 2, "ok": 1}
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (httpx2.ConnectError("refused"), "retry"),
+        (httpx2.ConnectTimeout("no answer"), "retry"),
+        (httpx2.ReadTimeout("too slow"), "lost"),
+        (httpx2.RemoteProtocolError("peer closed the connection"), "lost"),
+        (httpx2.ReadError("reset"), "lost"),
+    ],
+)
+def test_broken_connections_are_lost_unless_nothing_was_sent(tmp_path: Path, error: Exception, status: str) -> None:
+    @at_desk(tmp_path, error, chat_reply('{"prompt": "a red circle"}'))
+    async def check(desk: Desk) -> None:
+        await desk.prompt()
+        assert desk.statuses == {status: 1, "ok": 1}
+
+
+def test_patience_ends_and_the_next_run_asks_again(tmp_path: Path) -> None:
+    @at_desk(tmp_path, *[refusal(500)] * 3)
+    async def check(desk: Desk) -> None:
+        with pytest.raises(Unfinished):
+            await desk.prompt()
+
+    @at_desk(tmp_path, chat_reply('{"prompt": "a red circle"}'))
+    async def check_again(desk: Desk) -> None:
+        await desk.prompt()
+        assert desk.statuses == {"retry": 3, "ok": 1}
+
+
+def test_run_stops_when_nothing_gets_through(tmp_path: Path) -> None:
+    @at_desk(tmp_path, *[refusal(503)] * 9)
+    async def check(desk: Desk) -> None:
+        for _ in range(2):
+            with pytest.raises(Unfinished):
+                await desk.prompt()
+        with pytest.raises(StopRun, match="3 requests in a row"):
+            await desk.prompt()
+
+
+@pytest.mark.parametrize(
+    ("reply", "status"),
+    [
+        (refusal(429, "insufficient_quota"), "quota"),
+        (refusal(402), "quota"),
+        (refusal(401, "invalid_api_key"), "retry"),
+        (refusal(403), "retry"),
+        (refusal(404, "model_not_found"), "retry"),
+    ],
+)
+def test_hopeless_refusals_stop_the_run(tmp_path: Path, reply: httpx2.Response, status: str) -> None:
+    @at_desk(tmp_path, reply)
+    async def check(desk: Desk) -> None:
+        with pytest.raises(StopRun):
+            await desk.prompt()
+        assert desk.statuses == {status: 1}
+
+
+def test_bad_request_rejects_the_item_at_once(tmp_path: Path) -> None:
+    @at_desk(tmp_path, refusal(400, "invalid_value"))
+    async def check(desk: Desk) -> None:
+        with pytest.raises(Rejected, match="invalid_value"):
+            await desk.image()
+        assert desk.statuses == {"invalid": 1}
+
+
+def test_retry_after_is_obeyed(tmp_path: Path) -> None:
+    slow = refusal(429)
+    slow.headers["retry-after-ms"] = "150"
+
+    @at_desk(tmp_path, slow, chat_reply('{"prompt": "a red circle"}'))
+    async def check(desk: Desk) -> None:
+        started = asyncio.get_running_loop().time()
+        await desk.prompt()
+        assert asyncio.get_running_loop().time() - started >= 0.15
+
+
+def test_stopping_ends_a_wait(tmp_path: Path) -> None:
+    slow = refusal(429)
+    slow.headers["retry-after-ms"] = "60000"
+
+    @at_desk(tmp_path, slow)
+    async def check(desk: Desk) -> None:
+        asyncio.get_running_loop().call_later(0.05, desk.stop.set)
+        with pytest.raises(Unfinished, match="stopped"):
+            await asyncio.wait_for(desk.prompt(), 5)
+
+
+# --------------------------------------------------------------------------- workers
+
+
+def test_jobs_are_drawn_when_a_worker_is_free() -> None:
+    running = most_at_once = 0
+    drawn: list[int] = []
+    done: list[int] = []
+
+    def jobs() -> Iterator[int]:
+        for job in range(50):
+            drawn.append(job)
+            assert len(drawn) - len(done) <= 4
+            yield job
+
+    async def work(job: int) -> None:
+        nonlocal running, most_at_once
+        running += 1
+        most_at_once = max(most_at_once, running)
+        await asyncio.sleep(0)
+        running -= 1
+        done.append(job)
+
+    asyncio.run(run_workers(jobs(), work, 4, asyncio.Event()))
+    assert sorted(done) == list(range(50))
+    assert most_at_once == 4
+
+
+def test_stopping_ends_jobs_in_work_and_begins_no_other() -> None:
+    begun: list[int] = []
+    ended: list[int] = []
+
+    async def main() -> None:
+        stop = asyncio.Event()
+
+        async def work(job: int) -> None:
+            begun.append(job)
+            if job == 5:
+                stop.set()
+            await asyncio.sleep(0.01)
+            ended.append(job)
+
+        await run_workers(range(100), work, 3, stop)
+
+    asyncio.run(main())
+    assert begun == ended
+    assert len(begun) < 10
+
+
+def test_journalled_request_holds_no_picture(tmp_path: Path) -> None:
+    @at_desk(tmp_path, image_reply(picture()))
+    async def check(desk: Desk) -> None:
+        await desk.image()
+        [(request, answer)] = desk.journal._connection.execute("SELECT request, answer FROM attempts").fetchall()
+        assert json.loads(request) == {"prompt": "a red circle", "n": 1, "size": "256x256"}
+        assert json.loads(answer)["data"] == []
