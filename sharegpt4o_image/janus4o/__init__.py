@@ -19,5 +19,4 @@ AutoProcessor.register(Janus4oConfig, Janus4oProcessor)
 
 Janus4oConfig.register_for_auto_class()
 Janus4oForImageGeneration.register_for_auto_class("AutoModel")
-Janus4oForImageGeneration.register_for_auto_class("AutoModelForImageTextToText")
 Janus4oProcessor.register_for_auto_class("AutoProcessor")

@@ -17,6 +17,12 @@ from .generation_janus4o import Janus4oGenerationMixin
 
 IGNORED_CODE = -100  # a source code with this value leaves its position as a pad
 
+AUTO_MAP = {
+    "AutoConfig": "configuration_janus4o.Janus4oConfig",
+    "AutoModel": "modeling_janus4o.Janus4oForImageGeneration",
+    "AutoModelForImageTextToText": "modeling_janus4o.Janus4oForImageGeneration",
+}
+
 
 @dataclass
 class Janus4oOutput(ModelOutput):
@@ -44,6 +50,14 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
     _keep_in_fp32_modules_strict = ["vqmodel"]  # noqa: RUF012 (transformers declares it so)
     # The loss is divided by `num_items_in_batch` here, so the Trainer must not scale it for accumulation.
     accepts_loss_kwargs = True
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As the parent's; the folder names this class for every auto class that should find it.
+
+        `register_for_auto_class` alone keeps only the last of several.
+        """
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(*args, **kwargs)
 
     # ------------------------------------------------------------------ image tokenizer
 
