@@ -115,7 +115,8 @@ class Janus4oGenerationMixin:
     def processor(self) -> Janus4oProcessor:
         """The processor saved beside the checkpoint; loaded on first use."""
         if getattr(self, "_processor", None) is None:
-            self._processor = Janus4oProcessor.from_pretrained(self.config._name_or_path)
+            # Whoever runs this class has trusted the folder's code already; without the flag transformers would ask.
+            self._processor = Janus4oProcessor.from_pretrained(self.config._name_or_path, trust_remote_code=True)
         return self._processor
 
     # ------------------------------------------------------------------ steps
