@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 # The models here are tiny: more threads than this make them slower, not faster.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test test-slow style quality bench clean
+.PHONY: demo test test-slow style quality bench tiny-checkpoints clean
 .DEFAULT_GOAL := demo
 
 demo: $(INSTALLED)
@@ -32,6 +32,10 @@ quality: $(INSTALLED)
 
 bench: $(INSTALLED)
 	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(PYTHON) $$script; done
+
+tiny-checkpoints: $(INSTALLED)
+	$(PYTHON) -m sharegpt4o_image.training.tiny_checkpoints --work-dir runs/tiny
+	$(PYTHON) -m sharegpt4o_image.training.tiny_release --work-dir runs/tiny
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -42,5 +42,6 @@ def describe_fault(error: ValidationError) -> str:
         return f"unknown key {place!r}; see the configurations in configs/ for the known ones"
     message = fault["msg"].removeprefix("Value error, ")
     found = fault["input"]
-    shown = f", found {found!r}" if isinstance(found, str | int | float | bool | None) else ""
+    is_ours = fault["type"] == "value_error"  # our own validators say what they found, where it is fit to be shown
+    shown = f", found {found!r}" if not is_ours and isinstance(found, str | int | float | bool | None) else ""
     return f"{place}: {message}{shown}" if place else message

@@ -37,7 +37,7 @@ class LoopbackTeacher:
         self._teacher = create_app()
         self._socket = socket.socket()
         self._socket.bind(("127.0.0.1", 0))
-        self._server = uvicorn.Server(uvicorn.Config(self._app, log_level="error", lifespan="off"))
+        self._server = uvicorn.Server(uvicorn.Config(self._app, interface="asgi3", log_level="error", lifespan="off"))
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
 
     @property

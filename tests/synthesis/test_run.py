@@ -179,7 +179,7 @@ def test_faulty_teacher_loses_nothing(tmp_path: Path, records: list[Record]) -> 
 
 def test_moderation_and_missing_sources_leave_a_reason(tmp_path: Path) -> None:
     def fault(number: int, path: str) -> Response | None:
-        if path.endswith("/generations") and number % 2:
+        if path.endswith("/generations") and number % 4 == 2:  # every other picture
             return JSONResponse({"error": {"message": "no", "code": "moderation_blocked"}}, 400)
         return None
 
@@ -307,6 +307,7 @@ def test_interrupt_drains_and_the_next_run_goes_on(tmp_path: Path) -> None:
         verb = command("synthesize", "--limit", "40", "-o", tmp_path / "run", "--base-url", teacher.base_url, "--json")
         with subprocess.Popen(verb, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             while teacher.num_requests < 20:
+                assert process.poll() is None
                 time.sleep(0.005)
             process.send_signal(signal.SIGINT)
             output, errors = process.communicate(timeout=30)
@@ -342,8 +343,8 @@ def test_configuration_file_and_defaults_are_the_same() -> None:
 
 # A template that changes asks every question anew: give the new text a new version instead.
 TEMPLATE_DIGESTS = {
-    "edit_instruction.v1": "",
-    "prompt_first.v1": "",
+    "edit_instruction.v1": "b3a34564cf49db25",
+    "prompt_first.v1": "b5e8279a0b932a45",
 }
 
 

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trained tiny checkpoints -> the ones in `assets/`: best guidance chosen, scored, stored in half precision.
+
+    python -m sharegpt4o_image.training.tiny_release --work-dir runs/tiny
+
+Guidance is chosen on items of another seed than the ones whose scores are reported. The weights were trained in fp32
+and are stored as fp16 (the image tokenizer was rounded to it before its codes were used); `config.json` says float32,
+so that they are loaded as that.
+"""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sharegpt4o_image.checkpoints import ASSETS_DIR, TINY_JANUS_4O, TINY_JANUS_PRO, load_checkpoint
+from sharegpt4o_image.demo_report import loss_curve
+from sharegpt4o_image.evaluation.scene_benchmark import edit_items, prompt_items
+from sharegpt4o_image.evaluation.scene_runner import draw_and_judge
+from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
+
+logger = logging.getLogger(__name__)
+
+GUIDANCE_SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
+EDIT_FREEDOMS = (0.0, 0.5, 1.0, 2.0, 5.0)
+_CHOICE_SEED, _REPORT_SEED = 1, 0
+_CHOICE_ITEMS, _REPORT_ITEMS = 40, 200  # of each kind
+
+Curve = list[tuple[float, float]]
+
+
+def main() -> None:
+    """Release both checkpoints of a work directory."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work-dir", type=Path, required=True, help="where `tiny_checkpoints` wrote")
+    parser.add_argument("--assets-dir", type=Path, default=ASSETS_DIR, help="where the checkpoints go")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(os.cpu_count() or 1)
+    for name in (TINY_JANUS_PRO, TINY_JANUS_4O):
+        release(arguments.work_dir / name, arguments.assets_dir / name)
+
+
+def release(source_dir: Path, target_dir: Path) -> None:
+    """Choose guidance, store, score what was stored, and describe it in its README."""
+    model, processor = load_checkpoint(str(source_dir))
+    can_edit = target_dir.name == TINY_JANUS_4O
+    guidance_curve = _guidance_curve(model, processor)
+    model.config.guidance_scale = max(guidance_curve, key=lambda point: point[1])[0]
+    freedom_curve = _freedom_curve(model, processor) if can_edit else []
+    if freedom_curve:
+        model.config.edit_freedom = max(freedom_curve, key=lambda point: point[1])[0]
+    _store(model, processor, target_dir)
+    stored, stored_processor = load_checkpoint(str(target_dir))
+    scores = {
+        kind: score
+        for items in (prompt_items(_REPORT_ITEMS, _REPORT_SEED), edit_items(_REPORT_ITEMS, _REPORT_SEED))
+        for kind, score in draw_and_judge(stored, stored_processor, items).table.items()
+    }
+    log = json.loads((source_dir / "log.json").read_text(encoding="utf-8"))
+    log |= {"guidance_curve": guidance_curve, "freedom_curve": freedom_curve, "scores": scores}
+    (target_dir / "training_log.json").write_text(json.dumps(log, indent=1), encoding="utf-8")
+    points = [(entry["step"], entry["loss"]) for entry in log["curve"] if "loss" in entry]
+    (target_dir / "loss_curve.svg").write_text(loss_curve(points), encoding="utf-8")
+    (target_dir / "README.md").write_text(_readme(target_dir.name, log), encoding="utf-8")
+    logger.info("released %s: %s", target_dir.name, {kind: round(s["score"], 3) for kind, s in scores.items()})
+
+
+def _guidance_curve(model: Janus4oForImageGeneration, processor: Janus4oProcessor) -> Curve:
+    """Share of right text-to-image pictures (single and two objects) at each guidance scale."""
+    items = [item for item in prompt_items(_CHOICE_ITEMS, _CHOICE_SEED) if item.kind != "unseen pair"]
+    curve = []
+    for scale in GUIDANCE_SCALES:
+        scored = draw_and_judge(model, processor, items, guidance_scale=scale)
+        curve.append((scale, sum(v.correct for v in scored.verdicts) / len(items)))
+        logger.info("guidance %s: %.3f", *curve[-1])
+    return curve
+
+
+def _freedom_curve(model: Janus4oForImageGeneration, processor: Janus4oProcessor) -> Curve:
+    """Share of right edits at each edit freedom, with the guidance chosen before."""
+    items = edit_items(_CHOICE_ITEMS, _CHOICE_SEED)
+    curve = []
+    for freedom in EDIT_FREEDOMS:
+        scored = draw_and_judge(model, processor, items, edit_freedom=freedom)
+        curve.append((freedom, sum(v.correct for v in scored.verdicts) / len(items)))
+        logger.info("edit freedom %s: %.3f", *curve[-1])
+    return curve
+
+
+def _store(model: Janus4oForImageGeneration, processor: Janus4oProcessor, target_dir: Path) -> None:
+    shutil.rmtree(target_dir, ignore_errors=True)
+    model.half().save_pretrained(target_dir)
+    processor.save_pretrained(target_dir)
+    path = target_dir / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(_as_float32(config), indent=2) + "\n", encoding="utf-8")
+
+
+def _as_float32(config: dict[str, object]) -> dict[str, object]:
+    """`config` with every `dtype`, also of its parts, set to float32."""
+    changed = {key: _as_float32(value) if isinstance(value, dict) else value for key, value in config.items()}
+    return changed | {"dtype": "float32"} if "dtype" in config else changed
+
+
+def _readme(name: str, log: dict[str, Any]) -> str:
+    """The checkpoint's README, from its log alone."""
+    rows = "\n".join(
+        f"| {kind} | {s['score']:.3f} | {s['low']:.3f} to {s['high']:.3f} | {s['images']:.0f} |"
+        for kind, s in log["scores"].items()
+    )
+    what = "draws and edits" if name == TINY_JANUS_4O else "draws; it never saw an edit"
+    return f"""# {name}
+
+A tiny Janus that {what}. Trained from nothing on scenes of the offline teacher, by
+
+    python -m sharegpt4o_image.training.tiny_checkpoints --work-dir runs/tiny
+    python -m sharegpt4o_image.training.tiny_release --work-dir runs/tiny
+
+(`make tiny-checkpoints` runs both), seed {log["recipe"]["seed"]}; this stage took {log["minutes"]} minutes on 2 cores.
+`training_log.json` holds the recipe and the whole loss curve.
+
+## Scores
+
+Held-out prompts and edits: every word was seen in training, the combination never (for "unseen pair": not even shape
+and colour together). A picture is right when the scene detector reads from its pixels exactly the objects asked for,
+on the background asked for.
+
+| kind | share right | 95 % interval | pictures |
+|---|---|---|---|
+{rows}
+
+{_curve_table("guidance_scale", log["guidance_curve"], "text-to-image prompts")}
+{_curve_table("edit_freedom", log["freedom_curve"], "edits")}
+## Loss
+
+![training loss](loss_curve.svg)
+"""
+
+
+def _curve_table(name: str, curve: Curve, what: str) -> str:
+    """A row of values tried, and the shares they gave; the best is the checkpoint's default."""
+    if not curve:
+        return ""
+    values = " | ".join(f"{value:g}" for value, _ in curve)
+    shares = " | ".join(f"{share:.3f}" for _, share in curve)
+    line = "|---" * (len(curve) + 1) + "|"
+    return f"Chosen on other {what}:\n\n| `{name}` | {values} |\n{line}\n| share right | {shares} |\n"
+
+
+if __name__ == "__main__":
+    main()
