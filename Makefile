@@ -35,7 +35,7 @@ bench: $(INSTALLED)
 
 tiny-checkpoints: $(INSTALLED)
 	$(PYTHON) -m sharegpt4o_image.training.tiny_checkpoints --work-dir runs/tiny
-	$(PYTHON) -m sharegpt4o_image.training.tiny_release --work-dir runs/tiny
+	$(PYTHON) -m sharegpt4o_image.tiny_release --work-dir runs/tiny
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

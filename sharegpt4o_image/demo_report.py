@@ -54,7 +54,8 @@ def loss_curve(points: Sequence[tuple[float, float]], width: int = 640, height: 
 
     line = " ".join(place(*point) for point in points)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" role="img" aria-label="training loss">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        'role="img" aria-label="training loss">'
         f'<polyline points="{line}" fill="none" stroke="#36c" stroke-width="2"/>'
         f'<text x="4" y="{margin}">{high:.2f}</text><text x="4" y="{height - margin}">{low:.2f}</text>'
         f'<text x="{margin}" y="{height - 12}">step {steps[0]:.0f}</text>'

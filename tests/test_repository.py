@@ -16,7 +16,7 @@ from sharegpt4o_image.cli import app
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-# Which part may import which; `cli` and `demo` may import all.
+# Which part may import which; `cli`, `demo` and `tiny_release` may import all.
 _BASE = {"errors", "schema"}
 ALLOWED_IMPORTS = {
     "errors": set(),
@@ -30,7 +30,7 @@ ALLOWED_IMPORTS = {
     "evaluation": _BASE | {"janus4o", "checkpoints", "offline_teacher", "builders"},
     "serving": _BASE | {"janus4o", "checkpoints", "offline_teacher"},
 }
-ASSEMBLY = {"cli", "demo"}
+ASSEMBLY = {"cli", "demo", "tiny_release"}
 HUB_CODE_IMPORTS = {
     "torch",
     "numpy",

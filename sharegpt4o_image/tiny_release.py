@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trained tiny checkpoints -> the ones in `assets/`: best guidance chosen, scored, stored in half precision.
 
-    python -m sharegpt4o_image.training.tiny_release --work-dir runs/tiny
+    python -m sharegpt4o_image.tiny_release --work-dir runs/tiny
 
 Guidance is chosen on items of another seed than the ones whose scores are reported. The weights were trained in fp32
 and are stored as fp16 (the image tokenizer was rounded to it before its codes were used); `config.json` says float32,
@@ -120,7 +120,7 @@ def _readme(name: str, log: dict[str, Any]) -> str:
 A tiny Janus that {what}. Trained from nothing on scenes of the offline teacher, by
 
     python -m sharegpt4o_image.training.tiny_checkpoints --work-dir runs/tiny
-    python -m sharegpt4o_image.training.tiny_release --work-dir runs/tiny
+    python -m sharegpt4o_image.tiny_release --work-dir runs/tiny
 
 (`make tiny-checkpoints` runs both), seed {log["recipe"]["seed"]}; this stage took {log["minutes"]} minutes on 2 cores.
 `training_log.json` holds the recipe and the whole loss curve.
