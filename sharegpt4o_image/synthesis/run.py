@@ -140,8 +140,13 @@ def synthesize(
     check_run_dir(run_dir)
     try:
         return asyncio.run(_synthesize(run_dir, config, taxonomy, on_progress))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None  # the second Ctrl-C
     except (OSError, sqlite3.OperationalError) as error:
-        raise UserError(f"cannot write to {run_dir}: {error}; make room and run the same command again") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"cannot write to {run_dir} ({reason}); put that right and run the same command again"
+        ) from error
 
 
 async def _synthesize(

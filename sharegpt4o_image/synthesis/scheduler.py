@@ -223,7 +223,7 @@ async def run_workers(
 ) -> None:
     """Work through `jobs` with `num_workers` at a time; jobs are drawn when a worker is free, never all at once.
 
-    When `stop` is set, jobs in work are ended and no other is begun.
+    When `stop` is set, jobs in work are ended and no other is begun. An exception of `work` ends all of it.
     """
     iterator = iter(jobs)
 
@@ -233,6 +233,9 @@ async def run_workers(
                 return
             await work(job)
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(num_workers):
-            group.create_task(work_off())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(num_workers):
+                group.create_task(work_off())
+    except ExceptionGroup as faults:
+        raise faults.exceptions[0] from None  # the first fault ended the others

@@ -5,6 +5,9 @@ import asyncio
 import base64
 import io
 import json
+import socket
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -386,3 +389,19 @@ def test_bad_picture_in_a_chat(url: str) -> None:
     body = {"model": CHAT_MODEL, "messages": [{"role": "user", "content": content}]}
     error = refusal(lambda client: client.post("/chat/completions", cast_to=httpx2.Response, body=body))
     assert (error.status_code, error.param) == (400, "messages[0].content[0].image_url")
+
+
+# --------------------------------------------------------------------------- on a port
+
+
+def test_serving_on_a_port() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "sharegpt4o_image.offline_teacher", "--port", str(port)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=20)
+            assert client.models.retrieve(IMAGE_MODEL).id == IMAGE_MODEL
+        finally:
+            process.terminate()

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole runs: what they leave behind, that they go on where they stopped, and that nothing is paid twice."""
 
+import errno
 import hashlib
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.offline_teacher.language import parse_request
 from sharegpt4o_image.offline_teacher.perception import perceive
 from sharegpt4o_image.schema import Record, published_features
+from sharegpt4o_image.synthesis.blobs import BlobStore
 from sharegpt4o_image.synthesis.config import SynthesisConfig, load_config
 from sharegpt4o_image.synthesis.images import difference_hash
 from sharegpt4o_image.synthesis.prompts import render_template
@@ -218,8 +221,6 @@ def command(*arguments: str | Path) -> list[str]:
 
 def refused(tmp_path: Path, *arguments: str | Path, **environment: str) -> str:
     """The sentence with which `synthesize -o tmp_path/run` ends, having left nothing behind."""
-    import os
-
     done = subprocess.run(
         command("synthesize", "-o", tmp_path / "run", *arguments),
         capture_output=True,
@@ -318,6 +319,42 @@ def test_interrupt_drains_and_the_next_run_goes_on(tmp_path: Path) -> None:
         subprocess.run(verb, capture_output=True, check=True)
         assert set(teacher.served.values()) == {1}
     assert read_status(tmp_path / "run").records == 80
+
+
+def test_second_interrupt_ends_at_once(tmp_path: Path) -> None:
+    with LoopbackTeacher(delay_seconds=2.0) as teacher:
+        verb = command("synthesize", "--limit", "9", "-o", tmp_path / "run", "--base-url", teacher.base_url)
+        with subprocess.Popen(verb, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            while teacher.num_requests < 8:
+                assert process.poll() is None
+                time.sleep(0.005)
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=1.5)
+        assert process.returncode != 0
+        assert "Traceback" not in errors
+    assert read_status(tmp_path / "run").by_status == {"lost": 8}
+
+
+def test_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(store: BlobStore, data: bytes) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BlobStore, "write", fail)
+        with pytest.raises(UserError, match="No space left on device"):
+            synthesize(tmp_path / "run", SMALL)
+    assert synthesize(tmp_path / "run", SMALL).status.records == 24
+
+
+def test_source_that_got_lost_is_a_sentence(tmp_path: Path) -> None:
+    synthesize(tmp_path / "run", SMALL.model_copy(update={"num_edits": 0}))
+    for blob in (tmp_path / "run" / "blobs").glob("*/*"):
+        blob.unlink()
+    with pytest.raises(UserError, match="lost the picture"):
+        synthesize(tmp_path / "run", SMALL)
 
 
 def test_key_goes_to_the_teacher_and_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
