@@ -88,9 +88,9 @@ def run_demo(size: DemoSize, progress: Progress) -> DemoResult:
     `contact_sheet.png`, `scores.json`).
     """
     started = time.monotonic()
+    before, processor = load_checkpoint(TINY_JANUS_PRO)  # first: without it nothing is begun
     DEMO_DIR.mkdir(exist_ok=True)
     _make_dataset(size, progress)
-    before, processor = load_checkpoint(TINY_JANUS_PRO)
     for task in TASKS:
         encode_dataset(DATASET_DIR, task, before, processor)
     tuned, log = _tune(size, progress)
@@ -98,8 +98,7 @@ def run_demo(size: DemoSize, progress: Progress) -> DemoResult:
     if size.train_steps:
         names["shipped"] = TINY_JANUS_4O
     scored = {column: _score(name, size, progress) for column, name in names.items()}
-    result = _report(scored, log, started)
-    return result
+    return _report(scored, log, started)
 
 
 def _make_dataset(size: DemoSize, progress: Progress) -> None:
