@@ -18,6 +18,8 @@ def resolve_checkpoint(name: str) -> str:
     """The folder of a shipped checkpoint, an existing folder, or a Hub id (`owner/name`) as it is."""
     if (ASSETS_DIR / name / "config.json").is_file():
         return str(ASSETS_DIR / name)
+    if name in (TINY_JANUS_PRO, TINY_JANUS_4O):
+        raise UserError(f"the checkpoint {name} is not in {ASSETS_DIR}; `make tiny-checkpoints` trains it")
     path = Path(name)
     if (path / "config.json").is_file():
         return name
