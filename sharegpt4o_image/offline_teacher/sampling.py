@@ -30,7 +30,7 @@ UNSEEN_PAIRS = frozenset({("green", "heart"), ("orange", "cross"), ("cyan", "sta
 
 _KINDS = ("single", "pair", "several")
 _KIND_WEIGHTS = (0.42, 0.46, 0.12)
-_PLAIN_SHARE = 0.8  # scenes in flat style and daylight
+_PLAIN_SHARE = 0.9  # scenes in flat style and daylight
 _PLACE_SHARE = 0.35  # single objects whose place is named
 _SIZE_SHARE = 0.4  # single objects whose size is named
 

@@ -9,8 +9,6 @@ import io
 import random
 from collections.abc import Iterator
 
-import numpy as np
-import torch
 from datasets import Dataset, Features, Image, List, Value
 from torch import Tensor
 
@@ -29,6 +27,9 @@ from sharegpt4o_image.offline_teacher.scene import Scene
 from sharegpt4o_image.training.encoding import encode_images
 from sharegpt4o_image.training.tiny_model import IMAGE_SIZE
 
+# Users' pictures are larger than the model's and arrive resized, with softer edges. Twice the size shows the same.
+SOURCE_SIZE = 2 * IMAGE_SIZE
+
 # Share of each edit in training (our choice): the benchmark's three first.
 EDIT_WEIGHTS = {
     "recolor": 0.27,
@@ -43,12 +44,20 @@ EDIT_WEIGHTS = {
 }
 
 
-def pixel_batches(seed: int, batch_size: int) -> Iterator[Tensor]:
-    """Endless batches of fresh pictures (B, 3, H, W) in [-1, 1] for the image tokenizer."""
+def pixel_batches(
+    processor: Janus4oProcessor, seed: int, batch_size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches of fresh pictures for the image tokenizer, drawn at its size and resized to it.
+
+    Yields:
+        pixel values (B, 3, H, W) in [-1, 1], and the same pictures drawn twice as large and sized by the processor.
+    """
     rng = random.Random(seed)
     while True:
-        pictures = [np.asarray(render(compose(training_request(rng), rng), IMAGE_SIZE)) for _ in range(batch_size)]
-        yield torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        scenes = [draw_edit(rng)[3] if rng.random() < 0.5 else compose(training_request(rng), rng)
+                  for _ in range(batch_size)]
+        drawn = processor.source_pixels([render(scene, IMAGE_SIZE) for scene in scenes])
+        yield drawn, processor.source_pixels([render(scene, SOURCE_SIZE) for scene in scenes])
 
 
 def training_texts(seed: int, num_texts: int) -> Iterator[str]:
@@ -89,7 +98,7 @@ def edit_rows(model: Janus4oForImageGeneration, processor: Janus4oProcessor, num
     """Rows of `input_prompt`, `input_image`, `source_codes` and `target_codes`."""
     rng = random.Random(seed)
     drawn = [draw_edit(rng) for _ in range(num_rows)]
-    sources = [render(source, IMAGE_SIZE) for source, *_ in drawn]
+    sources = [render(source, SOURCE_SIZE) for source, *_ in drawn]
     source_codes = encode_images(model, processor, sources)
     target_codes = encode_images(model, processor, (render(target, IMAGE_SIZE) for *_, target in drawn))
     columns = {

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two shipped checkpoints: small, loadable as users load them, and able to do what their READMEs say."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from sharegpt4o_image.checkpoints import ASSETS_DIR, TINY_JANUS_4O, TINY_JANUS_PRO, load_checkpoint, resolve_checkpoint
+from sharegpt4o_image.errors import UserError
+from sharegpt4o_image.evaluation.scene_benchmark import edit_items, prompt_items
+from sharegpt4o_image.evaluation.scene_runner import draw_and_judge
+
+NAMES = (TINY_JANUS_PRO, TINY_JANUS_4O)
+MAX_BYTES = 8_000_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_small(name):
+    assert sum(path.stat().st_size for path in (ASSETS_DIR / name).glob("*.safetensors")) <= MAX_BYTES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_loads_as_the_readme_says(name):
+    model = AutoModel.from_pretrained(ASSETS_DIR / name, trust_remote_code=True)
+    [picture] = model.generate_image("a red circle on a gray background")
+    assert picture.size == (32, 32)
+
+
+def test_the_fine_tuned_one_kept_the_image_tokenizer():
+    before, after = (load_file(ASSETS_DIR / name / "model.safetensors") for name in NAMES)
+    frozen = [key for key in before if key.startswith("model.vqmodel.")]
+    assert frozen
+    assert all(torch.equal(before[key], after[key]) for key in frozen)
+    assert before.keys() == after.keys()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_readme_tells_the_scores_of_its_log(name):
+    log = json.loads((ASSETS_DIR / name / "training_log.json").read_text(encoding="utf-8"))
+    readme = (ASSETS_DIR / name / "README.md").read_text(encoding="utf-8")
+    assert len(log["scores"]) == 6
+    for kind, score in log["scores"].items():
+        assert f"| {kind} | {score['score']:.3f} |" in readme
+        assert score["images"] >= 200
+
+
+def test_it_draws_what_is_asked():
+    model, processor = load_checkpoint(TINY_JANUS_4O)
+    items = [item for item in prompt_items(16, seed=7) if item.kind == "single object"]
+    assert sum(verdict.correct for verdict in draw_and_judge(model, processor, items).verdicts) >= 11
+
+
+def test_only_the_fine_tuned_one_edits():
+    items = edit_items(8, seed=7)
+    right = {}
+    for name in NAMES:
+        model, processor = load_checkpoint(name)
+        right[name] = sum(verdict.correct for verdict in draw_and_judge(model, processor, items).verdicts)
+    assert right[TINY_JANUS_4O] >= 12
+    assert right[TINY_JANUS_PRO] <= 6
+
+
+def test_an_unknown_name_is_refused_with_the_names_there_are():
+    with pytest.raises(UserError, match=f"no checkpoint 'tiny'.*{TINY_JANUS_PRO}, {TINY_JANUS_4O}"):
+        resolve_checkpoint("tiny")
