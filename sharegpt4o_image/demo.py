@@ -22,7 +22,7 @@ from rich.progress import Progress
 
 from sharegpt4o_image.builders.packer import pack
 from sharegpt4o_image.checkpoints import TINY_JANUS_4O, TINY_JANUS_PRO, load_checkpoint
-from sharegpt4o_image.demo_report import loss_curve, page, picture_tag, score_table, sheet_table
+from sharegpt4o_image.demo_report import definition_list, loss_curve, page, picture_tag, score_table, sheet_table
 from sharegpt4o_image.evaluation.contact_sheet import contact_sheet
 from sharegpt4o_image.evaluation.scene_benchmark import (
     EditItem,
@@ -70,6 +70,12 @@ _TRAIN_BATCH = 16
 _TRAIN_LEARNING_RATE = 5e-4  # a tiny model wants more than the 5e-6 of the 7B
 _ROWS_PER_KIND = 4  # rows of each kind on the contact sheet
 
+_WHAT_IS = {
+    "before": "{}: learned to draw, never saw an edit",
+    "after": "{}: the same, fine-tuned on drawings and edits",
+    "shipped": "{}: the same, fine-tuned for longer and on more",
+}
+
 
 @dataclass(frozen=True)
 class DemoResult:
@@ -98,7 +104,7 @@ def run_demo(size: DemoSize, progress: Progress) -> DemoResult:
     if size.train_steps:
         names["shipped"] = TINY_JANUS_4O
     scored = {column: _score(name, size, progress) for column, name in names.items()}
-    return _report(scored, log, started)
+    return _report(names, scored, log, started)
 
 
 def _make_dataset(size: DemoSize, progress: Progress) -> None:
@@ -158,7 +164,9 @@ def _score(name: str, size: DemoSize, progress: Progress) -> list[ScoredPictures
     return scored
 
 
-def _report(scored: dict[str, list[ScoredPictures]], log: dict[str, Any], started: float) -> DemoResult:
+def _report(
+    names: dict[str, str], scored: dict[str, list[ScoredPictures]], log: dict[str, Any], started: float
+) -> DemoResult:
     scores = {column: {**prompts.table, **edits.table} for column, (prompts, edits) in scored.items()}
     columns = ["source", *scored, "teacher"]
     rows = _sheet_rows(scored)
@@ -170,6 +178,7 @@ def _report(scored: dict[str, list[ScoredPictures]], log: dict[str, Any], starte
     ]
     curve = [(entry["step"], entry["loss"]) for entry in log["curve"]]
     sections = [
+        ("What is compared", definition_list({column: _WHAT_IS[column].format(names[column]) for column in scored})),
         ("Scores on held-out prompts and edits", score_table(scores)),
         ("Training loss", loss_curve(curve)),
         ("What was drawn (green: judged right, red: wrong)", sheet_table(columns, cells)),

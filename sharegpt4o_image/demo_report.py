@@ -19,6 +19,12 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; } small { col
 """
 
 
+def definition_list(meanings: Mapping[str, str]) -> str:
+    """An HTML list of names and what they mean."""
+    items = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in meanings.items())
+    return f"<dl>{items}</dl>"
+
+
 def score_table(columns: Mapping[str, Scores]) -> str:
     """An HTML table: one row for each kind, one column for each checkpoint, with 95 % Wilson intervals."""
     kinds = list(next(iter(columns.values())))

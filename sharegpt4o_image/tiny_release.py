@@ -62,13 +62,19 @@ def release(source_dir: Path, target_dir: Path) -> None:
         for items in (prompt_items(_REPORT_ITEMS, _REPORT_SEED), edit_items(_REPORT_ITEMS, _REPORT_SEED))
         for kind, score in draw_and_judge(stored, stored_processor, items).table.items()
     }
-    log = json.loads((source_dir / "log.json").read_text(encoding="utf-8"))
+    log = _stage_log(source_dir)
+    log["image_tokenizer"], log["decoder"] = (_stage_log(source_dir.with_name(n)) for n in ("image_tokenizer", "decoder"))
     log |= {"guidance_curve": guidance_curve, "freedom_curve": freedom_curve, "scores": scores}
     (target_dir / "training_log.json").write_text(json.dumps(log, indent=1), encoding="utf-8")
     points = [(entry["step"], entry["loss"]) for entry in log["curve"] if "loss" in entry]
     (target_dir / "loss_curve.svg").write_text(loss_curve(points), encoding="utf-8")
     (target_dir / "README.md").write_text(_readme(target_dir.name, log), encoding="utf-8")
     logger.info("released %s: %s", target_dir.name, {kind: round(s["score"], 3) for kind, s in scores.items()})
+
+
+def _stage_log(stage_dir: Path) -> dict[str, Any]:
+    log: dict[str, Any] = json.loads((stage_dir / "log.json").read_text(encoding="utf-8"))
+    return log
 
 
 def _guidance_curve(model: Janus4oForImageGeneration, processor: Janus4oProcessor) -> Curve:
@@ -122,7 +128,8 @@ A tiny Janus that {what}. Trained from nothing on scenes of the offline teacher,
     python -m sharegpt4o_image.training.tiny_checkpoints --work-dir runs/tiny
     python -m sharegpt4o_image.tiny_release --work-dir runs/tiny
 
-(`make tiny-checkpoints` runs both), seed {log["recipe"]["seed"]}; this stage took {log["minutes"]} minutes on 2 cores.
+(`make tiny-checkpoints` runs both), seed {log["recipe"]["seed"]}; this stage took {log["minutes"]} minutes on 2 cores, the
+image tokenizer before it {log["image_tokenizer"]["minutes"]} and its decoder {log["decoder"]["minutes"]}.
 `training_log.json` holds the recipe and the whole loss curve.
 
 ## Scores

@@ -9,7 +9,7 @@ learn noise: see `docs/log.md`.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -115,18 +115,14 @@ def train_image_tokenizer(
     patch_size = 2 ** (len(vqmodel.config.channel_multiplier) - 1)
     centres_VC = cluster_patches(torch.cat(pictures), patch_size, len(codebook.weight), seed)
     start_codebook(codebook, centres_VC)
-    optimizer = torch.optim.AdamW(vqmodel.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=num_steps, pct_start=_WARMUP_SHARE
-    )
+    optimizer, schedule = _optimizer(vqmodel.parameters(), num_steps, learning_rate)
     log = []
     for step in range(num_steps):
         drawn_BCHW, resized_BCHW = next(batches)
         clusters_BP = nearest_clusters(drawn_BCHW, centres_VC, patch_size)
         logits_BVP = _cluster_logits(vqmodel, resized_BCHW + _PIXEL_NOISE * torch.randn_like(resized_BCHW))
         naming = F.cross_entropy(logits_BVP, clusters_BP)
-        decoded_BCHW = _decode(vqmodel, clusters_BP)
-        reconstruction = F.l1_loss(decoded_BCHW, drawn_BCHW) + F.mse_loss(decoded_BCHW, drawn_BCHW)
+        reconstruction = _error(_decode(vqmodel, clusters_BP), drawn_BCHW)
         optimizer.zero_grad(set_to_none=True)
         (reconstruction + _NAMING_WEIGHT * naming).backward()
         nn.utils.clip_grad_norm_(vqmodel.parameters(), 1.0)
@@ -138,6 +134,60 @@ def train_image_tokenizer(
             logger.info("image tokenizer: step %d of %d, %s", step, num_steps, log[-1])
     vqmodel.eval().requires_grad_(False)
     return log
+
+
+def train_decoder(
+    vqmodel: JanusVQVAE,
+    encode: Callable[[Tensor], Tensor],
+    batches: Iterator[tuple[Tensor, Tensor]],
+    num_steps: int,
+    learning_rate: float,
+) -> list[dict[str, float]]:
+    """Train the decoder alone, in place, on the codes that the finished encoder gives; the codes stay as they are.
+
+    Args:
+        vqmodel: what [`train_image_tokenizer`] trained.
+        encode: pixel values (B, 3, H, W) in [-1, 1] -> codes (B, P).
+        batches: see [`train_image_tokenizer`].
+        num_steps: optimizer steps.
+        learning_rate: peak of the schedule.
+
+    Returns:
+        The log: `step` and `reconstruction` at intervals.
+    """
+    parameters = [*vqmodel.decoder.parameters(), *vqmodel.post_quant_conv.parameters()]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer, schedule = _optimizer(parameters, num_steps, learning_rate)
+    log = []
+    for step in range(num_steps):
+        drawn_BCHW, resized_BCHW = next(batches)
+        reconstruction = _error(_decode(vqmodel, encode(resized_BCHW)), drawn_BCHW)
+        optimizer.zero_grad(set_to_none=True)
+        reconstruction.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % _LOG_EVERY_STEPS == 0 or step == num_steps - 1:
+            log.append({"step": step, "reconstruction": round(reconstruction.item(), 4)})
+            logger.info("decoder: step %d of %d, %s", step, num_steps, log[-1])
+    vqmodel.eval().requires_grad_(False)
+    return log
+
+
+def _optimizer(
+    parameters: Iterable[nn.Parameter], num_steps: int, learning_rate: float
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW, and a short warm-up before a long decay."""
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, learning_rate, total_steps=num_steps, pct_start=_WARMUP_SHARE
+    )
+
+
+def _error(decoded_BCHW: Tensor, pixels_BCHW: Tensor) -> Tensor:
+    """Mean absolute + mean squared error."""
+    return F.l1_loss(decoded_BCHW, pixels_BCHW) + F.mse_loss(decoded_BCHW, pixels_BCHW)
 
 
 def _cluster_logits(vqmodel: JanusVQVAE, pixels_BCHW: Tensor) -> Tensor:

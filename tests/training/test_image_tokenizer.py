@@ -11,6 +11,7 @@ from sharegpt4o_image.training.image_tokenizer import (
     spread_points,
     start_codebook,
     start_local,
+    train_decoder,
     train_image_tokenizer,
 )
 from sharegpt4o_image.training.tiny_data import pixel_batches, training_texts
@@ -78,3 +79,14 @@ def test_training_learns_codes_and_leaves_the_tokenizer_frozen(model, processor)
     log = train_image_tokenizer(vqmodel, pixel_batches(processor, 0, 8), 8, learning_rate=1e-3, seed=0)
     assert log[-1]["reconstruction"] < log[0]["reconstruction"]
     assert not any(parameter.requires_grad for parameter in vqmodel.parameters())
+
+
+def test_training_the_decoder_leaves_the_codes_as_they_are(model, processor):
+    torch.manual_seed(0)
+    vqmodel = model.model.vqmodel
+    before = {name: parameter.clone() for name, parameter in vqmodel.named_parameters()}
+    train_decoder(vqmodel, model.encode_image, pixel_batches(processor, 0, 4), 2, learning_rate=1e-2)
+    for name, parameter in vqmodel.named_parameters():
+        is_trained = name.startswith(("decoder.", "post_quant_conv."))
+        assert torch.equal(parameter, before[name]) != is_trained, name
+        assert not parameter.requires_grad

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model verbs as typed: results on stdout; on bad input one sentence with the remedy, exit code 2, nothing left."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sharegpt4o_image.builders.packer import pack
+from sharegpt4o_image.cli import main
+from sharegpt4o_image.synthesis.config import SynthesisConfig
+from sharegpt4o_image.synthesis.records import iter_records
+from sharegpt4o_image.synthesis.run import synthesize
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Runs the command line in an empty directory: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sharegpt4o-image", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """A data set of 12 samples of each task."""
+    directory = tmp_path_factory.mktemp("packed")
+    synthesize(directory / "run", SynthesisConfig(), limit=12)
+    pack(iter_records(directory / "run"), directory / "data")
+    return directory / "data"
+
+
+def test_generate_writes_pictures_and_prints_their_paths(run):
+    code, out, _ = run("generate", "a red circle on a gray background", "-n", 3)
+    assert code == 0
+    assert out.split() == ["out/0000.png", "out/0001.png", "out/0002.png"]
+    assert {Image.open(path).size for path in out.split()} == {(32, 32)}
+
+
+def test_a_seed_draws_the_same_picture_again(run):
+    for folder in ("first", "second"):
+        assert run("generate", "a blue star on a white background", "-o", folder, "--seed", 5)[0] == 0
+    run("generate", "a blue star on a white background", "-o", "other", "--seed", 6)
+    first, second, other = (Path(name, "0000.png").read_bytes() for name in ("first", "second", "other"))
+    assert first == second != other
+
+
+def test_generate_edits_a_picture_of_any_size(run):
+    Image.new("RGB", (300, 200), "white").save("source.png")
+    code, out, _ = run("generate", "make the background navy", "-i", "source.png", "--json")
+    assert code == 0
+    assert json.loads(out) == ["out/0000.png"]
+
+
+def test_control_tokens_in_a_prompt_are_text(run):
+    assert run("generate", "<|User|> <begin_of_image> <image_placeholder> a red circle")[0] == 0
+
+
+def test_encode_train_and_generate_follow_each_other(run, packed):
+    code, out, _ = run("encode", packed, "--json")
+    assert (code, json.loads(out)) == (0, {"text_to_image": 12, "text_and_image_to_image": 12})
+    assert "already encoded" in run("encode", packed)[1]
+    code, out, _ = run("train", packed, "-o", "tuned", "--max-steps", 2, "--batch-size", 4, "--json")
+    log = json.loads(out.splitlines()[-1])
+    assert (code, log["steps"], log["rows"]) == (0, 2, 22)
+    assert run("generate", "a red circle", "-m", "tuned")[0] == 0
+    code, _, err = run("train", packed, "-o", "tuned")
+    assert code == 2
+    assert "tuned is not empty" in err
+
+
+def test_evaluate_prints_and_keeps_scores(run):
+    code, out, _ = run("evaluate", "scene-edits", "--limit", 2, "--json")
+    assert code == 0
+    assert json.loads(out) == json.loads(Path("scores/scene-edits/scores/scene-edits.json").read_text())["scores"]
+    assert len(Path("scores/scene-edits/results.jsonl").read_text().splitlines()) == 6
+
+
+BAD_INPUT = {
+    "empty prompt": (["generate", "  "], "prompt is empty"),
+    "no such picture": (["generate", "x", "-i", "missing.png"], "There is no picture missing.png"),
+    "unreadable picture": (["generate", "x", "-i", "broken.png"], "broken.png cannot be read as a picture"),
+    "no such checkpoint": (["generate", "x", "-m", "nothing"], "no checkpoint 'nothing'"),
+    "no such benchmark": (["evaluate", "genevil"], "no benchmark 'genevil'"),
+    "no such run": (["status", "nowhere"], "nowhere"),
+    "nothing to pack": (["pack", "nowhere"], "nowhere"),
+    "no such data set": (["encode", "nowhere"], "nowhere"),
+    "a data set without README": (["train", "bare", "-o", "tuned"], "README.md"),
+    "no such checkpoint to convert": (["convert", "nowhere", "converted"], "nowhere"),
+    "unknown option": (["generate", "x", "--speed", "9"], "No such option: --speed"),
+    "no such verb": (["draw"], "No such command 'draw'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_sentence_and_leaves_nothing(run, case):
+    Path("broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot a picture")
+    Path("bare").mkdir()
+    before = sorted(Path().rglob("*"))
+    arguments, message = BAD_INPUT[case]
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert sorted(Path().rglob("*")) == before
