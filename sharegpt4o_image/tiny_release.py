@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ import torch
 
 from sharegpt4o_image.checkpoints import ASSETS_DIR, TINY_JANUS_4O, TINY_JANUS_PRO, load_checkpoint
 from sharegpt4o_image.demo_report import loss_curve
-from sharegpt4o_image.evaluation.scene_benchmark import edit_items, prompt_items
-from sharegpt4o_image.evaluation.scene_runner import draw_and_judge
+from sharegpt4o_image.evaluation.scene_benchmark import PromptItem, edit_items, prompt_items
+from sharegpt4o_image.evaluation.scene_runner import Item, draw_and_judge
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
 
 logger = logging.getLogger(__name__)
@@ -50,9 +51,12 @@ def release(source_dir: Path, target_dir: Path) -> None:
     """Choose guidance, store, score what was stored, and describe it in its README."""
     model, processor = load_checkpoint(str(source_dir))
     can_edit = target_dir.name == TINY_JANUS_4O
-    guidance_curve = _guidance_curve(model, processor)
-    model.config.guidance_scale = max(guidance_curve, key=lambda point: point[1])[0]
-    freedom_curve = _freedom_curve(model, processor) if can_edit else []
+    choice = {"text-to-image prompts": _seen_pairs(prompt_items(_CHOICE_ITEMS, _CHOICE_SEED))}
+    if can_edit:
+        choice["edits"] = edit_items(_CHOICE_ITEMS, _CHOICE_SEED)
+    guidance_curves = {what: _guidance_curve(model, processor, items) for what, items in choice.items()}
+    model.config.guidance_scale = _best_scale(list(guidance_curves.values()))
+    freedom_curve = _freedom_curve(model, processor, choice["edits"]) if can_edit else []
     if freedom_curve:
         model.config.edit_freedom = max(freedom_curve, key=lambda point: point[1])[0]
     _store(model, processor, target_dir)
@@ -63,8 +67,11 @@ def release(source_dir: Path, target_dir: Path) -> None:
         for kind, score in draw_and_judge(stored, stored_processor, items).table.items()
     }
     log = _stage_log(source_dir)
-    log["image_tokenizer"], log["decoder"] = (_stage_log(source_dir.with_name(n)) for n in ("image_tokenizer", "decoder"))
-    log |= {"guidance_curve": guidance_curve, "freedom_curve": freedom_curve, "scores": scores}
+    log["image_tokenizer"], log["decoder"] = (
+        _stage_log(source_dir.with_name(n)) for n in ("image_tokenizer", "decoder")
+    )
+    log |= {"guidance_curves": guidance_curves, "freedom_curve": freedom_curve, "scores": scores}
+    log |= {"guidance_scale": stored.config.guidance_scale, "edit_freedom": stored.config.edit_freedom}
     (target_dir / "training_log.json").write_text(json.dumps(log, indent=1), encoding="utf-8")
     points = [(entry["step"], entry["loss"]) for entry in log["curve"] if "loss" in entry]
     (target_dir / "loss_curve.svg").write_text(loss_curve(points), encoding="utf-8")
@@ -77,20 +84,27 @@ def _stage_log(stage_dir: Path) -> dict[str, Any]:
     return log
 
 
-def _guidance_curve(model: Janus4oForImageGeneration, processor: Janus4oProcessor) -> Curve:
-    """Share of right text-to-image pictures (single and two objects) at each guidance scale."""
-    items = [item for item in prompt_items(_CHOICE_ITEMS, _CHOICE_SEED) if item.kind != "unseen pair"]
+def _seen_pairs(items: list[PromptItem]) -> list[PromptItem]:
+    return [item for item in items if item.kind != "unseen pair"]
+
+
+def _guidance_curve(model: Janus4oForImageGeneration, processor: Janus4oProcessor, items: Sequence[Item]) -> Curve:
+    """Share of right pictures at each guidance scale; edits follow their source (edit freedom 0)."""
     curve = []
     for scale in GUIDANCE_SCALES:
-        scored = draw_and_judge(model, processor, items, guidance_scale=scale)
+        scored = draw_and_judge(model, processor, items, guidance_scale=scale, edit_freedom=0.0)
         curve.append((scale, sum(v.correct for v in scored.verdicts) / len(items)))
-        logger.info("guidance %s: %.3f", *curve[-1])
+        logger.info("%s, guidance %s: %.3f", items[0].kind, *curve[-1])
     return curve
 
 
-def _freedom_curve(model: Janus4oForImageGeneration, processor: Janus4oProcessor) -> Curve:
+def _best_scale(curves: list[Curve]) -> float:
+    """The guidance scale whose mean over the curves is highest; the lowest of equal ones."""
+    return max(GUIDANCE_SCALES, key=lambda scale: sum(dict(curve)[scale] for curve in curves))
+
+
+def _freedom_curve(model: Janus4oForImageGeneration, processor: Janus4oProcessor, items: Sequence[Item]) -> Curve:
     """Share of right edits at each edit freedom, with the guidance chosen before."""
-    items = edit_items(_CHOICE_ITEMS, _CHOICE_SEED)
     curve = []
     for freedom in EDIT_FREEDOMS:
         scored = draw_and_judge(model, processor, items, edit_freedom=freedom)
@@ -120,6 +134,17 @@ def _readme(name: str, log: dict[str, Any]) -> str:
         f"| {kind} | {s['score']:.3f} | {s['low']:.3f} to {s['high']:.3f} | {s['images']:.0f} |"
         for kind, s in log["scores"].items()
     )
+    guidance = "\n".join(
+        _curve_table("guidance_scale", curve, items) for items, curve in log["guidance_curves"].items()
+    )
+    minutes = (
+        f"This stage took {log['minutes']} minutes on 2 cores, the image tokenizer before it "
+        f"{log['image_tokenizer']['minutes']} and its decoder {log['decoder']['minutes']}."
+    )
+    sampling = (
+        f"Drawn at temperature 1 with the checkpoint's own defaults: `guidance_scale` {log['guidance_scale']:g}, "
+        f"`edit_freedom` {log['edit_freedom']:g}."
+    )
     what = "draws and edits" if name == TINY_JANUS_4O else "draws; it never saw an edit"
     return f"""# {name}
 
@@ -128,21 +153,22 @@ A tiny Janus that {what}. Trained from nothing on scenes of the offline teacher,
     python -m sharegpt4o_image.training.tiny_checkpoints --work-dir runs/tiny
     python -m sharegpt4o_image.tiny_release --work-dir runs/tiny
 
-(`make tiny-checkpoints` runs both), seed {log["recipe"]["seed"]}; this stage took {log["minutes"]} minutes on 2 cores, the
-image tokenizer before it {log["image_tokenizer"]["minutes"]} and its decoder {log["decoder"]["minutes"]}.
+(`make tiny-checkpoints` runs both), seed {log["recipe"]["seed"]}. {minutes}
 `training_log.json` holds the recipe and the whole loss curve.
 
 ## Scores
 
 Held-out prompts and edits: every word was seen in training, the combination never (for "unseen pair": not even shape
 and colour together). A picture is right when the scene detector reads from its pixels exactly the objects asked for,
-on the background asked for.
+on the background asked for. {sampling}
 
 | kind | share right | 95 % interval | pictures |
 |---|---|---|---|
 {rows}
 
-{_curve_table("guidance_scale", log["guidance_curve"], "text-to-image prompts")}
+## Guidance
+
+{guidance}
 {_curve_table("edit_freedom", log["freedom_curve"], "edits")}
 ## Loss
 
@@ -151,13 +177,13 @@ on the background asked for.
 
 
 def _curve_table(name: str, curve: Curve, what: str) -> str:
-    """A row of values tried, and the shares they gave; the best is the checkpoint's default."""
+    """A row of values tried, and the shares they gave."""
     if not curve:
         return ""
     values = " | ".join(f"{value:g}" for value, _ in curve)
     shares = " | ".join(f"{share:.3f}" for _, share in curve)
     line = "|---" * (len(curve) + 1) + "|"
-    return f"Chosen on other {what}:\n\n| `{name}` | {values} |\n{line}\n| share right | {shares} |\n"
+    return f"On other {what}:\n\n| `{name}` | {values} |\n{line}\n| share right | {shares} |\n"
 
 
 if __name__ == "__main__":

@@ -47,6 +47,14 @@ def test_its_readme_tells_the_scores_of_its_log(name):
         assert score["images"] >= 200
 
 
+def test_the_readme_of_the_project_tells_them_too():
+    page = (ASSETS_DIR.parents[1] / "README.md").read_text(encoding="utf-8")
+    logs = [json.loads((ASSETS_DIR / name / "training_log.json").read_text(encoding="utf-8")) for name in NAMES]
+    for kind in logs[0]["scores"]:
+        shares = " | ".join(f"{log['scores'][kind]['score']:.2f}" for log in logs)
+        assert f"| {kind} | {shares} |" in page
+
+
 def test_it_draws_what_is_asked():
     model, processor = load_checkpoint(TINY_JANUS_4O)
     items = [item for item in prompt_items(16, seed=7) if item.kind == "single object"]

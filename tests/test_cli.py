@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model verbs as typed: results on stdout; on bad input one sentence with the remedy, exit code 2, nothing left."""
+"""The model verbs as typed: results on stdout; on bad input one sentence with the remedy, exit code 2, no files."""
 
 import json
 import sys

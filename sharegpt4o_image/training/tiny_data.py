@@ -44,9 +44,7 @@ EDIT_WEIGHTS = {
 }
 
 
-def pixel_batches(
-    processor: Janus4oProcessor, seed: int, batch_size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def pixel_batches(processor: Janus4oProcessor, seed: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless batches of fresh pictures for the image tokenizer, drawn at its size and resized to it.
 
     Yields:
@@ -54,8 +52,9 @@ def pixel_batches(
     """
     rng = random.Random(seed)
     while True:
-        scenes = [draw_edit(rng)[3] if rng.random() < 0.5 else compose(training_request(rng), rng)
-                  for _ in range(batch_size)]
+        scenes = [
+            draw_edit(rng)[3] if rng.random() < 0.5 else compose(training_request(rng), rng) for _ in range(batch_size)
+        ]
         drawn = processor.source_pixels([render(scene, IMAGE_SIZE) for scene in scenes])
         yield drawn, processor.source_pixels([render(scene, SOURCE_SIZE) for scene in scenes])
 

@@ -48,7 +48,7 @@ def tiny_processor(texts: Iterable[str]) -> Janus4oProcessor:
 
 
 def tiny_config(processor: Janus4oProcessor) -> Janus4oConfig:
-    """About 3.9 M parameters, below 8 MB in half precision; all token ids are looked up in the processor's tokenizer."""
+    """3.9 M parameters, below 8 MB in half precision; all token ids are looked up in the processor's tokenizer."""
     tokenizer = processor.tokenizer
     width = 192
     return Janus4oConfig(
