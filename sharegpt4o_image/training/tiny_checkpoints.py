@@ -39,7 +39,7 @@ class TinyRecipe:
     image_tokenizer_steps: int = 1_500
     image_tokenizer_batch: int = 32
     image_tokenizer_learning_rate: float = 1e-3
-    decoder_steps: int = 900
+    decoder_steps: int = 450
     decoder_learning_rate: float = 5e-4
     text_to_image_rows: int = 80_000
     text_to_image_steps: int = 3_600

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sampling: prompt rows -> P image codes a picture, with guidance (paper section 2, upstream README functions)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from .processing_janus4o import ImageInput, Janus4oProcessor
+
+# B pictures, R rows (B times 1 to 3 guidance branches), L prompt tokens, P image tokens, D width, V codes
+
+Prompts = str | list[str]
+Images = ImageInput | Sequence[ImageInput] | Sequence[Sequence[ImageInput]]
+Generators = torch.Generator | list[torch.Generator]
+
+
+@dataclass
+class GuidanceRows:
+    """The rows that one step computes: branch after branch, each with all B pictures.
+
+    `part` (l_o) is there only for edits, `uncond` (l_u) only when the guidance scale is not 1.
+    """
+
+    inputs_embeds: Tensor  # (R, L, D)
+    attention_mask: Tensor  # (R, L)
+    branches: tuple[str, ...]
+
+    def repeat(self, times: int) -> "GuidanceRows":
+        """Each row `times` times, so that every prompt gives that many pictures."""
+        return GuidanceRows(
+            self.inputs_embeds.repeat_interleave(times, 0),
+            self.attention_mask.repeat_interleave(times, 0),
+            self.branches,
+        )
+
+
+class Janus4oGenerationMixin:
+    """`generate_image` and its steps."""
+
+    @torch.inference_mode()
+    def generate_image(
+        self,
+        prompt: Prompts,
+        image: Images | None = None,
+        num_images_per_prompt: int = 1,
+        guidance_scale: float | None = None,
+        edit_freedom: float | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        do_sample: bool = True,
+        negative_prompt: Prompts | None = None,
+        generator: Generators | None = None,
+        output_type: str = "pil",
+        processor: Janus4oProcessor | None = None,
+        callback_on_step_end: Callable[[int, Tensor], None] | None = None,
+    ) -> list[Image.Image] | Tensor:
+        """Draw pictures from text, or edit pictures as a text says.
+
+        Args:
+            prompt: one prompt or edit instruction, or a list of them.
+            image: what to edit: a picture or path; a list (several reference images for one prompt); or a list of
+                lists, one for each prompt.
+            num_images_per_prompt: pictures of each prompt; they follow each other in the result.
+            guidance_scale: `s` of the paper; 1 samples the plain conditional distribution. Defaults to the
+                checkpoint's `config.guidance_scale`, 5.0 for Janus-4o.
+            edit_freedom: `s'` of the paper: 0 follows the source's own tokens, larger values let go of them. Defaults
+                to the checkpoint's `config.edit_freedom`, 5.0 for Janus-4o.
+            temperature: divides the guided logits before sampling.
+            top_k: sample among this many likeliest codes; by default among all.
+            top_p: sample among the likeliest codes that together have this probability; by default among all.
+            do_sample: `False` takes the likeliest code at every step.
+            negative_prompt: what the unconditional branch reads instead of nothing.
+            generator: one generator, or one for each picture. The picture of a given generator does not depend on
+                what else is in the batch.
+            output_type: `"pil"`, `"pt"` ((B, 3, H, W) in [-1, 1]) or `"codes"` ((B, P), int64).
+            processor: defaults to the one saved beside the checkpoint.
+            callback_on_step_end: called with the step (0 to P - 1) and the codes so far (B, step + 1).
+
+        Returns:
+            a list of pictures, or a tensor, see `output_type`.
+        """
+        if output_type not in ("pil", "pt", "codes"):
+            raise ValueError(f"output_type is {output_type!r}; choose 'pil', 'pt' or 'codes'.")
+        if do_sample and temperature <= 0:
+            raise ValueError(f"temperature is {temperature}; it must be above 0 (use do_sample=False for greedy).")
+        processor = processor or self.processor
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts or not all(text.strip() for text in prompts):
+            raise ValueError("A prompt is empty; say what to draw.")
+        guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        edit_freedom = self.config.edit_freedom if edit_freedom is None else edit_freedom
+        images = _images_per_prompt(image, len(prompts))
+        rows = self._guidance_rows(processor, prompts, images, guidance_scale, edit_freedom, negative_prompt)
+        rows = rows.repeat(num_images_per_prompt)
+        sampler = CodeSampler(
+            num_pictures=len(prompts) * num_images_per_prompt,
+            warpers=_warpers(temperature, top_k, top_p) if do_sample else None,
+            generator=generator,
+            device=self.device,
+        )
+        codes_BP = self._sample_codes(rows, (guidance_scale, edit_freedom), sampler, callback_on_step_end)
+        if output_type == "codes":
+            return codes_BP
+        pixels_BCHW = self.decode_image(codes_BP)
+        return pixels_BCHW if output_type == "pt" else processor.to_pil(pixels_BCHW)
+
+    @property
+    def processor(self) -> Janus4oProcessor:
+        """The processor saved beside the checkpoint; loaded on first use."""
+        if getattr(self, "_processor", None) is None:
+            # Whoever runs this class has trusted the folder's code already; without the flag transformers would ask.
+            self._processor = Janus4oProcessor.from_pretrained(self.config._name_or_path, trust_remote_code=True)
+        return self._processor
+
+    # ------------------------------------------------------------------ steps
+
+    def _guidance_rows(
+        self,
+        processor: Janus4oProcessor,
+        prompts: list[str],
+        images: list[list[ImageInput]] | None,
+        guidance_scale: float,
+        edit_freedom: float,
+        negative_prompt: Prompts | None,
+    ) -> GuidanceRows:
+        """Embed the prompts, once for each guidance branch."""
+        inputs = processor.prepare_image_generation(prompts, images).to(self.device)
+        input_ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        pixels = inputs.get("source_pixel_values")
+        embeds = {"cond": self.embed_prompt(input_ids, pixels)}
+        masks = {"cond": mask}
+        if pixels is not None and edit_freedom != 0:
+            no_codes = torch.full((len(pixels), self.config.num_image_tokens), -100, device=self.device)
+            embeds["part"], masks["part"] = self.embed_prompt(input_ids, pixels, no_codes), mask
+        if guidance_scale != 1:
+            null_ids, masks["uncond"] = processor.unconditional_ids(input_ids, mask), mask
+            if negative_prompt is not None:
+                negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else negative_prompt
+                negative = processor.prepare_image_generation(negatives).to(self.device)
+                null_ids, masks["uncond"] = negative["input_ids"], negative["attention_mask"]
+            embeds["uncond"] = self.get_input_embeddings()(null_ids)
+        length = max(e.shape[1] for e in embeds.values())
+        embeds_RLD = torch.cat([_pad_left(e, length) for e in embeds.values()])
+        mask_RL = torch.cat([_pad_left(m, length) for m in masks.values()])
+        return GuidanceRows(embeds_RLD, mask_RL, tuple(embeds))
+
+    def _sample_codes(
+        self,
+        rows: GuidanceRows,
+        scales: tuple[float, float],
+        sampler: "CodeSampler",
+        callback: Callable[[int, Tensor], None] | None,
+    ) -> Tensor:
+        """The sampling loop: (B, P) codes."""
+        num_branches = len(rows.branches)
+        mask_RL, cache = rows.attention_mask, DynamicCache()
+        hidden_RD = self.prefill(rows.inputs_embeds, mask_RL, cache)
+        codes: list[Tensor] = []
+        for step in range(self.config.num_image_tokens):
+            logits_RV = self.model.generation_head(hidden_RD).float()
+            guided_BV = guide(dict(zip(rows.branches, logits_RV.chunk(num_branches), strict=True)), *scales)
+            codes.append(sampler.sample_token(guided_BV))
+            if callback is not None:
+                callback(step, torch.stack(codes, 1))
+            if step + 1 < self.config.num_image_tokens:
+                mask_RL = torch.nn.functional.pad(mask_RL, (0, 1), value=1)
+                hidden_RD = self.decode_step(codes[-1].repeat(num_branches), mask_RL, cache)
+        return torch.stack(codes, 1)
+
+    def prefill(self, embeds_RLD: Tensor, mask_RL: Tensor, cache: DynamicCache) -> Tensor:
+        """Run the prompts; the hidden states (R, D) that predict code 0."""
+        positions_RL = (mask_RL.cumsum(-1) - 1).clamp(min=0)
+        outputs = self.model.language_model(
+            inputs_embeds=embeds_RLD,
+            attention_mask=mask_RL,
+            position_ids=positions_RL,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return outputs.last_hidden_state[:, -1]
+
+    def decode_step(self, codes_R: Tensor, mask_RL: Tensor, cache: DynamicCache) -> Tensor:
+        """Feed one code to every row; the hidden states (R, D) that predict the next."""
+        embeds_R1D = self.embed_codes(codes_R[:, None]).to(self.get_input_embeddings().weight.dtype)
+        position_R1 = mask_RL.sum(-1, keepdim=True) - 1
+        outputs = self.model.language_model(
+            inputs_embeds=embeds_R1D,
+            attention_mask=mask_RL,
+            position_ids=position_R1,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return outputs.last_hidden_state[:, -1]
+
+
+def guide(logits: dict[str, Tensor], guidance_scale: float, edit_freedom: float) -> Tensor:
+    """Combine the branches' logits (B, V) into the guided ones (paper section 2).
+
+    With `cond` = l_c, `part` = l_o (source codes masked) and `uncond` = l_u (everything masked):
+
+        l_c' = (l_c + s' l_o) / (1 + s')
+        l    = l_u + s (l_c' - l_u)
+    """
+    conditional = logits["cond"]
+    if "part" in logits:
+        conditional = (conditional + edit_freedom * logits["part"]) / (1 + edit_freedom)
+    if "uncond" not in logits:
+        return conditional
+    return logits["uncond"] + guidance_scale * (conditional - logits["uncond"])
+
+
+class CodeSampler:
+    """Draws one code a picture from guided logits, each picture from its own random generator."""
+
+    def __init__(
+        self,
+        num_pictures: int,
+        warpers: LogitsProcessorList | None,
+        generator: Generators | None,
+        device: torch.device,
+    ):
+        self._warpers = warpers
+        given = [generator] if isinstance(generator, torch.Generator) else generator
+        if given is not None and len(given) not in (1, num_pictures):
+            raise ValueError(f"Got {len(given)} generators for {num_pictures} pictures; give one, or one for each.")
+        self._generators = _picture_generators(given, num_pictures, device)
+
+    def sample_token(self, logits_BV: Tensor) -> Tensor:
+        """Codes (B,): the most likely ones without sampling, else one draw from each row's softmax."""
+        if self._warpers is None:
+            return logits_BV.argmax(-1)
+        probabilities_BV = self._warpers(None, logits_BV).softmax(-1)
+        # argmax p / e with e ~ Exp(1) draws from p, and each row needs only its own generator.
+        noise_BV = torch.stack([torch.empty_like(logits_BV[0]).exponential_(generator=g) for g in self._generators])
+        return (probabilities_BV / noise_BV).argmax(-1)
+
+
+def _picture_generators(
+    given: list[torch.Generator] | None, num_pictures: int, device: torch.device
+) -> list[torch.Generator]:
+    """One generator a picture on `device`, seeded by draws from the given ones (or from torch's default)."""
+    if given is None or len(given) == 1:
+        source = given[0] if given else None
+        seeds = [_draw_seed(source) for _ in range(num_pictures)]
+    else:
+        seeds = [_draw_seed(source) for source in given]
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
+
+
+def _draw_seed(generator: torch.Generator | None) -> int:
+    device = generator.device if generator is not None else "cpu"
+    return int(torch.randint(2**62, (), generator=generator, device=device))
+
+
+def _warpers(temperature: float, top_k: int | None, top_p: float | None) -> LogitsProcessorList:
+    warpers = LogitsProcessorList()
+    if temperature != 1:
+        warpers.append(TemperatureLogitsWarper(float(temperature)))
+    if top_k:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p is not None and top_p < 1:
+        warpers.append(TopPLogitsWarper(top_p))
+    return warpers
+
+
+def _pad_left(rows: Tensor, length: int) -> Tensor:
+    """Zeros before the tokens of (B, L) or (B, L, D)."""
+    missing = length - rows.shape[1]
+    padding = (0, 0, missing, 0) if rows.dim() == 3 else (missing, 0)
+    return torch.nn.functional.pad(rows, padding)
+
+
+def _images_per_prompt(image: Images | None, num_prompts: int) -> list[list[ImageInput]] | None:
+    """The `image` argument as one list of source images for each prompt."""
+    if image is None:
+        return None
+    if isinstance(image, str | Path | Image.Image):
+        return [[image] for _ in range(num_prompts)]
+    if image and not isinstance(image[0], str | Path | Image.Image):
+        return [list(sources) for sources in image]
+    if num_prompts == 1:
+        return [list(image)]
+    if len(image) != num_prompts:
+        raise ValueError(
+            f"Got {len(image)} images for {num_prompts} prompts; give one list of images for each prompt."
+        )
+    return [[one] for one in image]  # type: ignore[list-item]
+
+
+__all__ = ["Janus4oGenerationMixin"]

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Janus-4o: transformers' Janus, made to edit images and to train on image codes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import JanusForConditionalGeneration
+from transformers.utils import ModelOutput
+
+from .configuration_janus4o import Janus4oConfig
+from .generation_janus4o import Janus4oGenerationMixin
+
+# B batch, L prompt tokens, P image tokens (576), N source images, D width, V codes, H W pixels
+
+IGNORED_CODE = -100  # a source code with this value leaves its position as a pad
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_janus4o.Janus4oConfig",
+    "AutoModel": "modeling_janus4o.Janus4oForImageGeneration",
+    "AutoModelForImageTextToText": "modeling_janus4o.Janus4oForImageGeneration",
+}
+
+
+@dataclass
+class Janus4oOutput(ModelOutput):
+    """What a forward pass over image codes gives.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+            Cross entropy over all P target codes.
+        logits (`torch.FloatTensor` of shape `(B, P, V)`):
+            `logits[:, p]` predicts target code `p`; `(B, 1, V)`, for code 0 alone, without `target_codes`.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+
+
+class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGeneration):
+    """Janus with image generation, image editing and the image-token loss of the ShareGPT-4o-Image paper.
+
+    Text generation (`forward` and `generate` with `pixel_values` / `labels`) is inherited unchanged.
+    """
+
+    config_class = Janus4oConfig
+    # A bf16 encoder changes 12 % of the codes, so the image tokenizer stays in fp32 whatever the dtype of the rest.
+    _keep_in_fp32_modules_strict = ["vqmodel"]  # noqa: RUF012 (transformers declares it so)
+    # The loss is divided by `num_items_in_batch` here, so the Trainer must not scale it for accumulation.
+    accepts_loss_kwargs = True
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As the parent's; the folder names this class for every auto class that should find it.
+
+        `register_for_auto_class` alone keeps only the last of several.
+        """
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(*args, **kwargs)
+
+    # ------------------------------------------------------------------ image tokenizer
+
+    @torch.no_grad()
+    def encode_image(self, pixel_values: Tensor) -> Tensor:
+        """Pictures -> codes.
+
+        Both the encoder's output and the codebook are L2-normalised before the nearest code is looked up, as in the
+        reference VQ-16 (`JanusVQVAE.encode` of transformers 5.23 omits it and returns other codes).
+
+        Args:
+            pixel_values: (B, 3, H, W) in [-1, 1].
+
+        Returns:
+            codes (B, P), int64.
+        """
+        vqmodel = self.model.vqmodel
+        parameter = vqmodel.quant_conv.weight
+        with torch.autocast(parameter.device.type, enabled=False):
+            latents_BDHW = vqmodel.quant_conv(vqmodel.encoder(pixel_values.to(parameter)))
+            z_BPD = F.normalize(latents_BDHW.permute(0, 2, 3, 1).flatten(1, 2), dim=-1)
+            codebook_VD = F.normalize(vqmodel.quantize.embedding.weight, dim=-1)
+            squares = z_BPD.pow(2).sum(-1, keepdim=True) + codebook_VD.pow(2).sum(-1)
+            distance_BPV = squares - 2 * z_BPD @ codebook_VD.T
+        return distance_BPV.argmin(-1)
+
+    @torch.no_grad()
+    def decode_image(self, codes: Tensor) -> Tensor:
+        """Codes (B, P) -> pictures (B, 3, H, W), nominally in [-1, 1] (not clipped)."""
+        return self.model.vqmodel.decode(codes)
+
+    # ------------------------------------------------------------------ prompt embeddings
+
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """Codes (B, P) -> the language model's input embeddings (B, P, D)."""
+        return self.prepare_embeddings_for_image_generation(codes)
+
+    def embed_prompt(
+        self, input_ids: Tensor, source_pixel_values: Tensor | None = None, source_codes: Tensor | None = None
+    ) -> Tensor:
+        """Prompt tokens -> embeddings (B, L, D), the source blocks filled in.
+
+        Args:
+            input_ids: (B, L), laid out by `Janus4oProcessor`.
+            source_pixel_values: (N, 3, H, W) in [-1, 1], all sources in order of the rows.
+            source_codes: (N, P); positions with `-100` stay pad embeddings. Encoded from the pixels when absent.
+        """
+        embeds_BLD = self.get_input_embeddings()(input_ids)
+        is_placeholder = input_ids == self.config.image_token_id  # (B, L)
+        is_code = self._source_code_positions(input_ids)  # (B, L)
+        num_sources = 0 if source_pixel_values is None else len(source_pixel_values)
+        self._check_sources(is_placeholder, is_code, num_sources, source_codes)
+        if source_pixel_values is None:
+            return embeds_BLD
+        if source_codes is None:
+            source_codes = self.encode_image(source_pixel_values)
+        semantic_NPD = self.model.get_image_features(source_pixel_values.to(embeds_BLD.dtype)).pooler_output
+        embeds_BLD = embeds_BLD.masked_scatter(is_placeholder[..., None], semantic_NPD.to(embeds_BLD.dtype))
+        kept = source_codes != IGNORED_CODE  # (N, P)
+        code_NPD = self.embed_codes(source_codes.clamp(min=0))
+        filled = is_code.masked_scatter(is_code, kept)  # (B, L)
+        return embeds_BLD.masked_scatter(filled[..., None], code_NPD[kept].to(embeds_BLD.dtype))
+
+    def _source_code_positions(self, input_ids: Tensor) -> Tensor:
+        """Where the P pads of every `boi, P pads, eoi` block stand: bool (B, L)."""
+        config, num_codes = self.config, self.config.num_image_tokens
+        positions = torch.zeros_like(input_ids, dtype=torch.bool)
+        num_starts = input_ids.shape[1] - num_codes - 1
+        if num_starts <= 0:
+            return positions
+        is_start = (
+            (input_ids[:, :num_starts] == config.boi_token_id)
+            & (input_ids[:, 1 : num_starts + 1] == config.pad_token_id)
+            & (input_ids[:, num_codes + 1 :] == config.eoi_token_id)
+        )
+        rows, starts = is_start.nonzero(as_tuple=True)
+        offsets = torch.arange(1, num_codes + 1, device=input_ids.device)
+        positions[rows[:, None], starts[:, None] + offsets] = True
+        return positions
+
+    def _check_sources(
+        self, is_placeholder: Tensor, is_code: Tensor, num_sources: int, source_codes: Tensor | None
+    ) -> None:
+        num_codes = self.config.num_image_tokens
+        found = (int(is_placeholder.sum()), int(is_code.sum()))
+        if found != (num_sources * num_codes, num_sources * num_codes):
+            raise ValueError(
+                f"The prompts have room for {found[0] / num_codes:g} source images and {found[1] / num_codes:g} "
+                f"source code blocks, but {num_sources} source images were given."
+            )
+        if source_codes is not None and source_codes.shape != (num_sources, num_codes):
+            raise ValueError(
+                f"source_codes has shape {tuple(source_codes.shape)}, expected {(num_sources, num_codes)}: "
+                "one row of codes for each source image."
+            )
+
+    # ------------------------------------------------------------------ model and loss
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        source_pixel_values: Tensor | None = None,
+        source_codes: Tensor | None = None,
+        target_codes: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Predict target codes (with `target_codes` or `source_pixel_values`), or text as the parent class does.
+
+        Args:
+            input_ids: (B, L), laid out by `Janus4oProcessor`, ending in boi.
+            attention_mask: (B, L), 0 on left padding.
+            source_pixel_values: (N, 3, H, W) in [-1, 1].
+            source_codes: (N, P), see [`embed_prompt`].
+            target_codes: (B, P), the codes to predict.
+            num_items_in_batch: divide the summed loss by this instead of by B * P (gradient accumulation).
+            **kwargs: the parent's arguments, for text.
+
+        Returns:
+            [`Janus4oOutput`]; the parent's output for text.
+        """
+        if target_codes is None and source_pixel_values is None:
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        embeds_BLD = self.embed_prompt(input_ids, source_pixel_values, source_codes)
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        num_predicted = 1
+        if target_codes is not None:
+            num_predicted = target_codes.shape[1]
+            known_BPD = self.embed_codes(target_codes[:, :-1]).to(embeds_BLD.dtype)
+            embeds_BLD = torch.cat([embeds_BLD, known_BPD], dim=1)  # (B, L + P - 1, D)
+            attention_mask = F.pad(attention_mask, (0, num_predicted - 1), value=1)
+        hidden_BLD = self.model.language_model(
+            inputs_embeds=embeds_BLD,
+            attention_mask=attention_mask,
+            position_ids=positions_of(attention_mask),
+            use_cache=False,
+        ).last_hidden_state
+        logits_BPV = self.model.generation_head(hidden_BLD[:, -num_predicted:])
+        loss = None if target_codes is None else image_token_loss(logits_BPV, target_codes, num_items_in_batch)
+        return Janus4oOutput(loss=loss, logits=logits_BPV)
+
+
+def positions_of(attention_mask: Tensor) -> Tensor:
+    """Position of every token in its own row, left padding not counted: (B, L)."""
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def image_token_loss(
+    logits_BPV: Tensor, target_codes: Tensor, num_items_in_batch: Tensor | int | None = None
+) -> Tensor:
+    """Cross entropy of all P target codes (paper section 2): the mean, or the sum over `num_items_in_batch`.
+
+    Unlike upstream's script, the first code is trained too: `logits[:, 0]` comes from the position of boi.
+    """
+    reduction = "mean" if num_items_in_batch is None else "sum"
+    loss = F.cross_entropy(logits_BPV.flatten(0, 1).float(), target_codes.flatten().long(), reduction=reduction)
+    return loss if num_items_in_batch is None else loss / num_items_in_batch
+
+
+__all__ = ["Janus4oForImageGeneration"]
