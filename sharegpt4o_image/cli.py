@@ -166,12 +166,17 @@ def train(
     """Fine-tune a checkpoint on DATASET and write it to OUTPUT."""
     import json
 
+    from rich.console import Console
+    from rich.progress import Progress
+
     from sharegpt4o_image.training.run import train as run_training
 
-    log = run_training(
-        dataset, model, output, max_steps=max_steps, per_device_train_batch_size=batch_size,
-        learning_rate=learning_rate, seed=seed,
-    )  # fmt: skip
+    with Progress(console=Console(stderr=True)) as progress:
+        bar = progress.add_task("Fine-tuning", total=max_steps)
+        log = run_training(
+            dataset, model, output, on_step=lambda step: progress.update(bar, completed=step), max_steps=max_steps,
+            per_device_train_batch_size=batch_size, learning_rate=learning_rate, seed=seed,
+        )  # fmt: skip
     if as_json:
         print(json.dumps(log))
         return

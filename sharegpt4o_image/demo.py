@@ -149,7 +149,7 @@ def _tune(size: DemoSize, progress: Progress) -> tuple[str, dict[str, Any]]:
     log = train(
         DATASET_DIR, TINY_JANUS_PRO, output_dir, on_step=lambda step: progress.update(bar, completed=step),
         max_steps=size.train_steps, per_device_train_batch_size=_TRAIN_BATCH, learning_rate=_TRAIN_LEARNING_RATE,
-        logging_steps=5, disable_tqdm=True,
+        logging_steps=5,
     )  # fmt: skip
     return str(output_dir), log
 
@@ -221,4 +221,4 @@ def print_result(result: DemoResult, console: Console) -> None:
         'sharegpt4o-image generate "make the red circle blue" --image out/0000.png -o edited/',
         "sharegpt4o-image evaluate scene-edits --limit 20",
     ):
-        console.print(f"  {command}", highlight=False)
+        console.print(f"  {command}", highlight=False, soft_wrap=True)

@@ -56,6 +56,7 @@ def release(source_dir: Path, target_dir: Path) -> None:
         choice["edits"] = edit_items(_CHOICE_ITEMS, _CHOICE_SEED)
     guidance_curves = {what: _guidance_curve(model, processor, items) for what, items in choice.items()}
     model.config.guidance_scale = _best_scale(list(guidance_curves.values()))
+    model.config.edit_freedom = 0.0  # what is fine-tuned from `tiny-janus-pro` begins by following its source
     freedom_curve = _freedom_curve(model, processor, choice["edits"]) if can_edit else []
     if freedom_curve:
         model.config.edit_freedom = max(freedom_curve, key=lambda point: point[1])[0]

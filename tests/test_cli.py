@@ -73,7 +73,7 @@ def test_encode_train_and_generate_follow_each_other(run, packed):
     assert (code, json.loads(out)) == (0, {"text_to_image": 12, "text_and_image_to_image": 12})
     assert "already encoded" in run("encode", packed)[1]
     code, out, _ = run("train", packed, "-o", "tuned", "--max-steps", 2, "--batch-size", 4, "--json")
-    log = json.loads(out.splitlines()[-1])
+    log = json.loads(out)
     assert (code, log["steps"], log["rows"]) == (0, 2, 22)
     assert run("generate", "a red circle", "-m", "tuned")[0] == 0
     code, _, err = run("train", packed, "-o", "tuned")

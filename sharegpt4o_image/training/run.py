@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from sharegpt4o_image.builders.loading import config_names
 from sharegpt4o_image.checkpoints import load_checkpoint
@@ -61,13 +61,14 @@ def train(
     seed = overrides.get("seed", 42)
     split = rows.train_test_split(test_size=_HELD_OUT_SHARE, seed=seed)
     config = Janus4oSFTConfig(
-        output_dir=str(output_dir / "trainer"), report_to="none", save_strategy="no",
+        output_dir=str(output_dir / "trainer"), report_to="none", save_strategy="no", disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(), **overrides,
     )  # fmt: skip
     callbacks = [_StepReporter(on_step)] if on_step else None
     trainer = Janus4oSFTTrainer(
         model, config, processor, train_dataset=split["train"], eval_dataset=split["test"], callbacks=callbacks
     )
+    trainer.remove_callback(PrinterCallback)  # it prints every log line among the results on stdout
     before = trainer.evaluate()["eval_loss"]
     result = trainer.train()
     after = trainer.evaluate()["eval_loss"]
