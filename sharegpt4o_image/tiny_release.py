@@ -51,7 +51,9 @@ def release(source_dir: Path, target_dir: Path) -> None:
     """Choose guidance, store, score what was stored, and describe it in its README."""
     model, processor = load_checkpoint(str(source_dir))
     can_edit = target_dir.name == TINY_JANUS_4O
-    choice = {"text-to-image prompts": _seen_pairs(prompt_items(_CHOICE_ITEMS, _CHOICE_SEED))}
+    choice: dict[str, Sequence[Item]] = {
+        "text-to-image prompts": _seen_pairs(prompt_items(_CHOICE_ITEMS, _CHOICE_SEED))
+    }
     if can_edit:
         choice["edits"] = edit_items(_CHOICE_ITEMS, _CHOICE_SEED)
     guidance_curves = {what: _guidance_curve(model, processor, items) for what, items in choice.items()}

@@ -23,6 +23,14 @@ def test_it_is_small(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_its_code_is_the_code_of_the_package(name):
+    copies = sorted((ASSETS_DIR / name).glob("*.py"))
+    assert len(copies) == 4
+    for copy in copies:
+        assert copy.read_bytes() == (ASSETS_DIR.parent / "janus4o" / copy.name).read_bytes()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_it_loads_as_the_readme_says(name):
     model = AutoModel.from_pretrained(ASSETS_DIR / name, trust_remote_code=True)
     [picture] = model.generate_image("a red circle on a gray background")

@@ -85,8 +85,10 @@ def start_local(encoder: JanusVQVAEEncoder) -> None:
         if isinstance(module, JanusVQVAEAttnBlock):
             nn.init.zeros_(module.proj_out.weight)
             nn.init.zeros_(module.proj_out.bias)
-    encoder.conv_in.bias[0::2] += _LOCAL_BIAS
-    encoder.conv_in.bias[1::2] -= _LOCAL_BIAS
+    bias_D = encoder.conv_in.bias
+    assert bias_D is not None
+    bias_D[0::2] += _LOCAL_BIAS
+    bias_D[1::2] -= _LOCAL_BIAS
 
 
 def train_image_tokenizer(
