@@ -59,7 +59,7 @@ def test_the_readme_of_the_project_tells_them_too():
     page = (ASSETS_DIR.parents[1] / "README.md").read_text(encoding="utf-8")
     logs = [json.loads((ASSETS_DIR / name / "training_log.json").read_text(encoding="utf-8")) for name in NAMES]
     for kind in logs[0]["scores"]:
-        shares = " | ".join(f"{log['scores'][kind]['score']:.2f}" for log in logs)
+        shares = " | ".join(f"{log['scores'][kind]['score']:.3f}" for log in logs)
         assert f"| {kind} | {shares} |" in page
 
 
