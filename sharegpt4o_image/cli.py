@@ -3,14 +3,11 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from sharegpt4o_image.errors import UserError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -119,14 +116,27 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="Folder of an original Janus checkpoint.")],
+    source: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id (owner/name).")],
     target: Annotated[Path, typer.Argument(help="Folder to write.")],
+    as_json: AsJson = False,
 ) -> None:
-    """Turn an original Janus checkpoint into a folder that AutoModel loads."""
-    from sharegpt4o_image.builders.converter import convert as convert_checkpoint
+    """Turn an original Janus checkpoint, or one of transformers' Janus, into a folder that AutoModel loads.
 
-    dropped = convert_checkpoint(source, target)
-    print(f"Wrote {target}; left out {len(dropped)} tensors that nothing uses: {', '.join(dropped)}")
+    A Janus-4o folder becomes an original checkpoint again.
+    """
+    import json
+    from dataclasses import asdict
+
+    from sharegpt4o_image.builders.converter import convert as convert_checkpoint
+    from sharegpt4o_image.builders.converter import local_checkpoint
+
+    conversion = convert_checkpoint(local_checkpoint(source), target)
+    if as_json:
+        print(json.dumps(asdict(conversion)))
+        return
+    print(f"Wrote {target}: {conversion.num_tensors} tensors in the format {conversion.target_format}")
+    if conversion.dropped:
+        print(f"Left out {len(conversion.dropped)} tensors that nothing uses: {', '.join(conversion.dropped)}")
 
 
 @app.command()
@@ -199,6 +209,12 @@ def generate(
     guidance_scale: Annotated[float | None, typer.Option(help="Guidance s; default: the checkpoint's.")] = None,
     edit_freedom: Annotated[float | None, typer.Option(help="Freedom s' of edits; default: the checkpoint's.")] = None,
     temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Sample among this many likeliest codes.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest codes of this probability.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What the picture should not be.")] = None,
+    output_size: Annotated[
+        str, typer.Option(help="Of edits: aspect_ratio (the source's proportions), source (also its size) or model.")
+    ] = "aspect_ratio",
     as_json: AsJson = False,
 ) -> None:
     """Draw PROMPT, or edit a picture as PROMPT says; writes PNG files and prints their paths."""
@@ -208,13 +224,13 @@ def generate(
 
     from sharegpt4o_image.checkpoints import load_checkpoint
 
-    sources = [_open_picture(path) for path in image or []]
     loaded, processor = load_checkpoint(model)
     try:
         pictures = loaded.generate_image(
-            prompt, image=[sources] if sources else None, num_images_per_prompt=num_images,
-            guidance_scale=guidance_scale, edit_freedom=edit_freedom, temperature=temperature,
-            generator=torch.Generator().manual_seed(seed), processor=processor,
+            prompt, image=[[*image]] if image else None, num_images_per_prompt=num_images,
+            guidance_scale=guidance_scale, edit_freedom=edit_freedom, temperature=temperature, top_k=top_k,
+            top_p=top_p, negative_prompt=negative_prompt, generator=torch.Generator().manual_seed(seed),
+            processor=processor, output_size=output_size, progress_bar=not as_json,
         )  # fmt: skip
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -223,18 +239,6 @@ def generate(
     for path, picture in zip(paths, pictures, strict=True):
         picture.save(path)
     print(json.dumps([str(path) for path in paths]) if as_json else "\n".join(map(str, paths)))
-
-
-def _open_picture(path: Path) -> "Image.Image":
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as opened:
-            return opened.convert("RGB")
-    except FileNotFoundError as error:
-        raise UserError(f"There is no picture {path}; check the path.") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path} cannot be read as a picture; give a PNG, JPEG or WebP file.") from error
 
 
 # --------------------------------------------------------------------------- evaluation

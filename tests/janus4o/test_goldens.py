@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from sharegpt4o_image.builders.converter import convert
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
-from sharegpt4o_image.janus4o.generation_janus4o import guide
+from sharegpt4o_image.janus4o.generation_janus4o import Guidance
 from sharegpt4o_image.janus4o.modeling_janus4o import IGNORED_CODE
 
 GOLDENS = Path(__file__).parents[3] / "shared" / "goldens" / "tiny_deepseek"
@@ -74,6 +74,43 @@ def test_pixels_codes_and_decoded_picture(model, processor, source, expected):
     torch.testing.assert_close(decoded, expected["decoded_target"], atol=1e-3, rtol=0)
 
 
+def test_semantic_and_code_embeddings(model, expected):
+    with torch.no_grad():
+        semantic = model.model.get_image_features(expected["pixel_values"]).pooler_output
+        torch.testing.assert_close(semantic, expected["semantic_embeds"], atol=1e-4, rtol=0)
+        code_embeds = model.embed_codes(expected["source_codes"].long())
+    torch.testing.assert_close(code_embeds, expected["code_embeds"], atol=1e-5, rtol=0)
+
+
+def test_prompt_embeddings_of_every_row(model, processor, prompts, source, expected):
+    batch = processor.prepare_image_generation([prompts["edit"]["prompt"]], [[source]])
+    ids, pixels = batch["input_ids"], batch["source_pixel_values"]
+    no_codes = torch.full_like(expected["source_codes"].long(), IGNORED_CODE)
+    with torch.no_grad():
+        rows = [model.embed_prompt(ids, pixels), model.embed_prompt(ids, pixels, no_codes)]
+        rows.append(model.embed_prompt(processor.unconditional_ids(ids, batch["attention_mask"])))
+    sums = torch.cat(rows).double().sum((1, 2)).float()
+    torch.testing.assert_close(sums, expected["edit_inputs_embeds_checksum"].float(), atol=1e-2, rtol=0)
+
+
+def test_the_answer_to_a_question_about_a_picture(model, processor, prompts, source, expected):
+    content = prompts["understand"]["prompt"]
+    batch = processor(text=f"<|User|>: {content}\n\n<|Assistant|>:", images=source)
+    assert torch.equal(batch["input_ids"], expected["understand_input_ids"].long())
+    question = content.removeprefix("<image_placeholder>").strip()
+    message = {"role": "user", "content": [{"type": "image", "image": source}, {"type": "text", "text": question}]}
+    chat = processor.apply_chat_template(
+        [message], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert torch.equal(chat["input_ids"], batch["input_ids"])
+    with torch.no_grad():
+        logits = model(**batch).logits[:, -1]
+    torch.testing.assert_close(logits, expected["understand_last_logits"], atol=1e-3, rtol=0)
+    answer = model.generate(**batch, max_new_tokens=16, do_sample=False)
+    new_ids = answer[:, batch["input_ids"].shape[1] :] if answer.shape[1] > 16 else answer
+    assert torch.equal(new_ids, expected["understand_greedy_ids"].long())
+
+
 def test_text_to_image_nll_and_loss(model, processor, prompts, expected):
     codes = expected["target_codes"].long()
     batch = processor.prepare_image_generation([prompts["t2i"]["prompt"]])
@@ -84,7 +121,7 @@ def test_text_to_image_nll_and_loss(model, processor, prompts, expected):
     nll = expected["t2i_token_nll_cond"]
     torch.testing.assert_close(token_nll(conditional.logits, codes), nll, atol=1e-3, rtol=0)
     torch.testing.assert_close(conditional.loss, nll.mean(), atol=1e-4, rtol=0)
-    guided = guide({"cond": conditional.logits, "uncond": unconditional}, 5.0, 0.0)
+    guided = Guidance(5.0, 0.0).guide({"cond": conditional.logits, "uncond": unconditional})
     torch.testing.assert_close(token_nll(guided, codes), expected["t2i_token_nll_guided"], atol=1e-3, rtol=0)
 
 
@@ -103,7 +140,7 @@ def test_edit_nll_of_every_row_and_guidance(model, processor, prompts, source, e
         nll = token_nll(rows[branch], codes)
         torch.testing.assert_close(nll, expected[f"edit_token_nll_{name}"], atol=1e-3, rtol=0)
     for freedom in (0, 1, 5):
-        nll = token_nll(guide(rows, 5.0, freedom), codes)
+        nll = token_nll(Guidance(5.0, freedom).guide(rows), codes)
         torch.testing.assert_close(nll, expected[f"edit_token_nll_guided_s{freedom}"], atol=1e-3, rtol=0)
 
 

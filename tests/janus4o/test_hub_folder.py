@@ -1,43 +1,93 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A saved folder is all that transformers needs: it loads where our package cannot be imported."""
+"""A saved folder or Hub repository is all that transformers needs: it loads where our package cannot be imported."""
 
 import filecmp
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from loopback_hub import LoopbackHub, environment
+from small_checkpoints import save_original, save_ours
 
 import sharegpt4o_image.janus4o as janus4o
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
-from sharegpt4o_image.training.tiny_data import training_texts
-from sharegpt4o_image.training.tiny_model import tiny_config, tiny_processor, untrained_model
+from sharegpt4o_image.janus4o.modeling_janus4o import Janus4oOutput
 
 SCRIPT = """
 import json, sys
 sys.modules["sharegpt4o_image"] = None  # any import of it fails
 import torch
+from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
-folder = sys.argv[1]
-model = AutoModel.from_pretrained(folder, trust_remote_code=True)
-AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-names = [type(AutoConfig.from_pretrained(folder, trust_remote_code=True)).__name__]
-names.append(type(AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True)).__name__)
-codes = model.generate_image("a red circle", do_sample=False, output_type="codes")
-print(json.dumps({"names": names, "codes": codes.tolist()}))
+name = sys.argv[1]
+model = AutoModel.from_pretrained(name, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(name, trust_remote_code=True)
+names = [type(AutoConfig.from_pretrained(name, trust_remote_code=True)).__name__]
+names.append(type(AutoModelForImageTextToText.from_pretrained(name, trust_remote_code=True)).__name__)
+source = Image.new("RGB", (40, 20), "red")
+batch = processor.prepare_image_generation(["make it blue"], [[source]])
+with torch.no_grad():
+    logits = model(**batch, target_codes=torch.arange(64)[None]).logits
+codes = model.generate_image("make it blue", image=source, do_sample=False, output_type="codes")
+print(json.dumps({"names": names, "logits": logits.double().sum((0, 1)).tolist(), "codes": codes.tolist()}))
+"""
+
+PUSH = """
+import sys
+from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
+folder, name = sys.argv[1:]
+Janus4oForImageGeneration.from_pretrained(folder).push_to_hub(name)
+Janus4oProcessor.from_pretrained(folder).push_to_hub(name)
 """
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    target = tmp_path_factory.mktemp("hub") / "tiny"
-    torch.manual_seed(0)
-    processor = tiny_processor(training_texts(0, 50))
-    untrained_model(tiny_config(processor)).save_pretrained(target)
-    processor.save_pretrained(target)
-    return target
+    return save_ours(tmp_path_factory.mktemp("hub") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    from PIL import Image
+
+    model, processor = Janus4oForImageGeneration.from_pretrained(folder), Janus4oProcessor.from_pretrained(folder)
+    source = Image.new("RGB", (40, 20), "red")
+    batch = processor.prepare_image_generation(["make it blue"], [[source]])
+    with torch.no_grad():
+        output = model(**batch, target_codes=torch.arange(64)[None])
+    assert isinstance(output, Janus4oOutput)
+    codes = model.generate_image("make it blue", image=source, do_sample=False, output_type="codes")
+    return {
+        "names": ["Janus4oConfig", "Janus4oForImageGeneration"],
+        "logits": output.logits.double().sum((0, 1)).tolist(),
+        "codes": codes.tolist(),
+    }
+
+
+def run(script, *arguments, cwd, environment=None, is_isolated=True):
+    command = [sys.executable, *(["-I"] if is_isolated else []), "-c", script, *map(str, arguments)]
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | (environment or {}),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def same_answer(stdout, expected):
+    answer = json.loads(stdout)  # nothing else is printed, and nothing is asked
+    assert answer["names"] == expected["names"]
+    assert answer["codes"] == expected["codes"]
+    assert answer["logits"] == pytest.approx(expected["logits"], abs=1e-4)
 
 
 def test_the_code_is_copied_verbatim(folder):
@@ -47,20 +97,27 @@ def test_the_code_is_copied_verbatim(folder):
         assert filecmp.cmp(source, folder / source.name, shallow=False), source.name
 
 
-def test_a_clean_process_draws_the_same_codes(folder, tmp_path):
-    model = Janus4oForImageGeneration.from_pretrained(folder)
-    codes = model.generate_image("a red circle", do_sample=False, output_type="codes")
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", SCRIPT, str(folder)],
-        cwd=tmp_path,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    answer = json.loads(done.stdout)  # nothing else is printed, and nothing is asked
-    assert answer == {"names": ["Janus4oConfig", "Janus4oForImageGeneration"], "codes": codes.tolist()}
+def test_a_clean_process_computes_the_same_from_a_folder(folder, expected, tmp_path):
+    same_answer(run(SCRIPT, folder, cwd=tmp_path), expected)
+
+
+def test_a_converted_folder_needs_nothing_else_either(folder, expected, tmp_path):
+    from sharegpt4o_image.builders.converter import convert
+
+    original = save_original(tmp_path / "original")
+    convert(original, tmp_path / "converted")
+    same_answer(run(SCRIPT, tmp_path / "converted", cwd=tmp_path), expected)
+
+
+def test_a_clean_process_computes_the_same_from_a_hub(folder, expected, tmp_path):
+    with LoopbackHub() as hub:
+        run(PUSH, folder, "tester/janus", cwd=tmp_path, is_isolated=False,
+            environment=environment(hub.endpoint, str(tmp_path / "pushing")))  # fmt: skip
+        sha, files = hub.repositories["models/tester/janus"].commits[-1]
+        assert {"model.safetensors", "config.json", "processor_config.json", "modeling_janus4o.py"} <= files.keys()
+        there = environment(hub.endpoint, str(tmp_path / "loading"))
+        same_answer(run(SCRIPT, "tester/janus", cwd=tmp_path, environment=there), expected)
+    assert (tmp_path / "loading" / "hub" / "models--tester--janus" / "snapshots" / sha).is_dir()
 
 
 def test_saving_again_keeps_the_folder_loadable(folder, tmp_path):

@@ -1,20 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processor of Janus-4o: prompts and source images -> token ids and pixels, for generation and for editing."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import BatchFeature, JanusProcessor
 
 # B batch, L tokens, P image tokens (576), N source images, H W pixels
 
 ImageInput = str | Path | Image.Image
+Images = ImageInput | Sequence[ImageInput] | Sequence[Sequence[ImageInput]]
 
 USER_TAG = "<|User|>"
 ASSISTANT_TAG = "<|Assistant|>"
+
+# How a picture that is not square becomes square: `pad` adds grey bars (upstream), `center_crop` cuts the longer side
+# (Janus-Pro's report, for what is to be generated).
+GEOMETRIES = ("pad", "center_crop")
+# What an edited picture is returned as: the model's square, the square without its bars, or that in the source's size.
+OUTPUT_SIZES = ("model", "aspect_ratio", "source")
+
+MIN_SOURCE_SIDE = 8  # pixels; our choice: in a smaller picture there is nothing to edit
+
+# The conversation format of the original code (`conversation.py`, "deepseek"), for text answers.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|User|>: ' if message['role'] == 'user' else '<|Assistant|>: ' }}"
+    "{% if message['content'] is string %}{{ message['content'] | trim }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<image_placeholder>\n' }}{% else %}{{ part['text'] | trim }}{% endif %}"
+    "{% endfor %}{% endif %}"
+    "{{ '\n\n' if message['role'] == 'user' else eos_token }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|Assistant|>:' }}{% endif %}"
+)
 
 
 class Janus4oProcessor(JanusProcessor):
@@ -24,14 +47,60 @@ class Janus4oProcessor(JanusProcessor):
         editing:        BOS <|User|>:  [boi P*image eoi] [boi P*pad eoi] instruction \\n\\n<|Assistant|>: boi
 
     The first source block takes the vision tower's embeddings, the second the source's own codes. Text generation
-    (`processor(text=..., images=...)`) is unchanged.
+    (`processor(text=..., images=...)`) is as in the parent class.
     """
 
+    def __init__(  # noqa: D417 (the others are described by the parent)
+        self,
+        image_processor: Any,
+        tokenizer: Any,
+        chat_template: str | None = None,
+        use_default_system_prompt: bool = False,
+        num_image_tokens: int = 576,
+        geometry: str = "pad",
+        **kwargs: Any,
+    ):
+        r"""
+        Args:
+            use_default_system_prompt (`bool`, *optional*, defaults to `False`):
+                Put Janus's system prompt before texts.
+            num_image_tokens (`int`, *optional*, defaults to 576):
+                P: image tokens of one picture.
+            geometry (`str`, *optional*, defaults to `"pad"`):
+                How pictures become square: `"pad"` with grey bars, as upstream, or `"center_crop"`. Kept with the
+                checkpoint: pictures must be prepared as they were in training.
+        """
+        if geometry not in GEOMETRIES:
+            raise ValueError(f"geometry is {geometry!r}; choose {' or '.join(map(repr, GEOMETRIES))}.")
+        self.geometry = geometry
+        super().__init__(
+            image_processor,
+            tokenizer,
+            chat_template=chat_template or CHAT_TEMPLATE,
+            use_default_system_prompt=use_default_system_prompt,
+            num_image_tokens=num_image_tokens,
+            **kwargs,
+        )
+
     def __call__(self, text: Any = None, images: Any = None, **kwargs: Any) -> BatchFeature:
-        """As [`JanusProcessor.__call__`], but `generation_mode="image"` uses the images instead of dropping them."""
+        """As [`JanusProcessor.__call__`], but `generation_mode="image"` uses the images instead of dropping them.
+
+        For text, each `<image_placeholder>` in `text` stands for one of `images`.
+        """
+        texts = [text] if isinstance(text, str) else list(text or [])
         if kwargs.get("generation_mode") == "image":
-            return self.prepare_image_generation([text] if isinstance(text, str) else text, images)
-        return super().__call__(text=text, images=images, **kwargs)
+            return self.prepare_image_generation(texts, images_per_prompt(images, len(texts)))
+        pictures = [] if images is None else _flatten(images)
+        num_placeholders = sum(one.count(self.image_token) for one in texts)
+        if texts and num_placeholders != len(pictures) and not any(isinstance(one, Tensor) for one in pictures):
+            raise ValueError(
+                f"The text has {num_placeholders} image placeholders ({self.image_token}) and {len(pictures)} images "
+                "were given; give one image for each."
+            )
+        readable = [read_picture(one) if isinstance(one, Image.Image | Path) else one for one in pictures]
+        return super().__call__(text=text, images=readable or None, **kwargs)
+
+    # ------------------------------------------------------------------ prompts
 
     def prepare_image_generation(
         self, prompts: list[str], images: list[list[ImageInput]] | None = None
@@ -68,15 +137,6 @@ class Janus4oProcessor(JanusProcessor):
             attention_mask[i, length - len(row) :] = 1
         return BatchFeature({"input_ids": input_ids, "attention_mask": attention_mask})
 
-    def source_pixels(self, images: list[ImageInput]) -> Tensor:
-        """Pictures -> pixel values (N, 3, H, W) in [-1, 1]: padded to a square and resized, as upstream does."""
-        return self.image_processor(images=[_open_rgb(image) for image in images], return_tensors="pt")["pixel_values"]
-
-    def to_pil(self, pixels_BCHW: Tensor) -> list[Image.Image]:
-        """Pixel values in [-1, 1] -> 8-bit pictures, rounded down as upstream does."""
-        levels = ((pixels_BCHW.float() + 1) / 2 * 255).clamp(0, 255).to(torch.uint8)
-        return [Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()) for picture in levels]
-
     def unconditional_ids(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """The l_u rows (paper 2): every token but the first (BOS) and the last (boi) becomes pad.
 
@@ -105,12 +165,126 @@ class Janus4oProcessor(JanusProcessor):
         """Token ids of `text` in which special tokens are spelled out as ordinary text."""
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
+    # ------------------------------------------------------------------ pictures
 
-def _open_rgb(image: ImageInput) -> Image.Image:
+    def source_pixels(self, images: Sequence[ImageInput]) -> Tensor:
+        """Pictures -> pixel values (N, 3, H, W) in [-1, 1], made square as `geometry` says, and resized."""
+        squares = [self._make_square(read_picture(image)) for image in images]
+        return self.image_processor(images=squares, return_tensors="pt")["pixel_values"]
+
+    def to_pil(self, pixels_BCHW: Tensor) -> list[Image.Image]:
+        """Pixel values in [-1, 1] -> 8-bit pictures, rounded down as upstream does."""
+        levels = ((pixels_BCHW.float() + 1) / 2 * 255).clamp(0, 255).to(torch.uint8)
+        return [Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()) for picture in levels]
+
+    def restore_size(self, picture: Image.Image, source_size: tuple[int, int], output_size: str) -> Image.Image:
+        """Give an edited picture its source's proportions back.
+
+        Args:
+            picture: a square picture, as the model draws it.
+            source_size: width and height of its source.
+            output_size: `"model"` leaves it alone, `"aspect_ratio"` cuts the bars off that `"pad"` added, `"source"`
+                then resizes it to the source's size (to its shorter side, where the source was cropped).
+        """
+        if output_size == "model":
+            return picture
+        width, height = source_size
+        if self.geometry == "center_crop":
+            width = height = min(source_size)
+        content = picture.crop(self._content_box(source_size)) if self.geometry == "pad" else picture
+        return content if output_size == "aspect_ratio" else content.resize((width, height), Image.Resampling.LANCZOS)
+
+    def _make_square(self, picture: Image.Image) -> Image.Image:
+        """Cut to a square, or leave the bars to the image processor, which pads after it has resized."""
+        if self.geometry == "center_crop":
+            side = min(picture.size)
+            left, top = (picture.width - side) // 2, (picture.height - side) // 2
+            return picture.crop((left, top, left + side, top + side))
+        self._check_proportions(picture.size)
+        return picture
+
+    def _check_proportions(self, size: tuple[int, int]) -> None:
+        side, min_side = self.image_processor.size["height"], self.image_processor.min_size
+        shorter = round(min(size) * (side / max(size)))
+        if shorter < min_side:
+            raise ValueError(
+                f"The source image has {size[0]} x {size[1]} pixels: at the model's {side} pixels its shorter side "
+                f"would have {shorter}, and {min_side} are needed; crop it."
+            )
+
+    def _content_box(self, source_size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Where the source lies in the padded square: left, top, right, bottom (`JanusImageProcessorPil`)."""
+        side = self.image_processor.size["height"]
+        scale = side / max(source_size)
+        width, height = (round(length * scale) for length in source_size)
+        left, top = (side - width) // 2, (side - height) // 2
+        return left, top, left + width, top + height
+
+
+# ------------------------------------------------------------------ what callers give
+
+
+def read_picture(image: ImageInput) -> Image.Image:
+    """A picture or path -> an RGB picture: upright, transparency over white, 16-bit levels scaled to 8.
+
+    Raises:
+        ValueError: if it cannot be read, is animated or is too small.
+    """
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    with Image.open(image) as opened:
-        return opened.convert("RGB")
+        return _to_rgb(image, "The source image")
+    if not isinstance(image, str | Path):
+        raise ValueError(f"A source image is a {type(image).__name__}; give a PIL image or a path.")
+    try:
+        with Image.open(image) as opened:
+            return _to_rgb(opened, f"The source image {image}")
+    except FileNotFoundError as error:
+        raise ValueError(f"There is no picture {image}; check the path.") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{image} cannot be read as a picture ({error}); give a PNG, JPEG or WebP file.") from error
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if min(image.size) < MIN_SOURCE_SIDE:
+        raise ValueError(
+            f"{name} has {image.width} x {image.height} pixels; at least {MIN_SOURCE_SIDE} x {MIN_SOURCE_SIDE} "
+            "are needed."
+        )
+    num_frames = getattr(image, "n_frames", 1)
+    if num_frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview as second frame
+        raise ValueError(f"{name} is animated: it has {num_frames} frames; give a picture with 1.")
+    try:
+        upright = ImageOps.exif_transpose(image)
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read ({error}); it may be truncated.") from error
+    if upright.mode.startswith("I"):  # 16 bits a pixel: 65535 is white
+        return upright.convert("I").point(lambda level: level / 257).convert("L").convert("RGB")
+    if upright.has_transparency_data:
+        rgba = upright.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return upright.convert("RGB")
+
+
+def images_per_prompt(image: Images | None, num_prompts: int) -> list[list[ImageInput]] | None:
+    """An `image` argument as one list of source images for each prompt."""
+    if image is None:
+        return None
+    if isinstance(image, str | Path | Image.Image):
+        return [[image] for _ in range(num_prompts)]
+    if not isinstance(image, list | tuple):
+        raise ValueError(f"image is a {type(image).__name__}; give a PIL image, a path, or a list of them.")
+    if any(isinstance(one, list | tuple) for one in image):
+        return [list(sources) if isinstance(sources, list | tuple) else [sources] for sources in image]
+    if num_prompts == 1:
+        return [list(image)]
+    if len(image) != num_prompts:
+        raise ValueError(f"Got {len(image)} images for {num_prompts} prompts; give a list of images for each prompt.")
+    return [[one] for one in image]
+
+
+def _flatten(images: Images) -> list[ImageInput]:
+    if not isinstance(images, list | tuple):
+        return [images]  # type: ignore[list-item]
+    return [picture for one in images for picture in _flatten(one)]
 
 
 __all__ = ["Janus4oProcessor"]

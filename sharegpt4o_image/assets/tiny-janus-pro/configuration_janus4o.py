@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration of Janus-4o: transformers' Janus plus the token ids and guidance defaults that image editing needs."""
 
+import os
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
-from transformers import JanusConfig
+from transformers import AutoTokenizer, JanusConfig
+
+ORIGINAL_MODEL_TYPE = "multi_modality"  # deepseek-ai/Janus-Pro-*, FreedomIntelligence/Janus-4o-7B
+TRANSFORMERS_MODEL_TYPE = "janus"  # deepseek-community/Janus-Pro-*
 
 
 @strict
@@ -36,6 +42,39 @@ class Janus4oConfig(JanusConfig):
     def num_image_tokens(self) -> int:
         """P: codes per image, 576 for the released models (24 x 24)."""
         return self.vision_config.num_image_tokens
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As the parent's; a configuration of transformers' Janus gets the token ids of the tokenizer beside it.
+
+        Raises:
+            ValueError: for an original checkpoint, with the command that converts it, and for other models.
+        """
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        model_type, name = config_dict.get("model_type"), pretrained_model_name_or_path
+        if model_type == ORIGINAL_MODEL_TYPE:
+            raise ValueError(
+                f"{name} is a checkpoint in the original Janus format; convert it first: "
+                f"sharegpt4o-image convert {name} janus4o-folder"
+            )
+        if model_type not in (cls.model_type, TRANSFORMERS_MODEL_TYPE):
+            raise ValueError(
+                f"The configuration of {name} describes a {model_type!r} model; expected {cls.model_type!r}."
+            )
+        if model_type == TRANSFORMERS_MODEL_TYPE:
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=config_dict.get("_commit_hash"))
+            config_dict |= token_ids(tokenizer) | {"model_type": cls.model_type}
+        return config_dict, kwargs
+
+
+def token_ids(tokenizer: Any) -> dict[str, int]:
+    """The token ids that `Janus4oConfig` holds, looked up by name (paper section 3.2: the numbers differ)."""
+    return {
+        f"{name}_token_id": tokenizer.convert_tokens_to_ids(getattr(tokenizer, f"{name}_token"))
+        for name in ("boi", "eoi", "image", "pad")
+    }
 
 
 __all__ = ["Janus4oConfig"]

@@ -1,30 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sampling: prompt rows -> P image codes a picture, with guidance (paper section 2, upstream README functions)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.utils import logging
 
-from .processing_janus4o import ImageInput, Janus4oProcessor
+from .processing_janus4o import OUTPUT_SIZES, Images, Janus4oProcessor, images_per_prompt, read_picture
 
 # B pictures, R rows (B times 1 to 3 guidance branches), L prompt tokens, P image tokens, D width, V codes
 
 Prompts = str | list[str]
-Images = ImageInput | Sequence[ImageInput] | Sequence[Sequence[ImageInput]]
 Generators = torch.Generator | list[torch.Generator]
+StepCallback = Callable[[int, Tensor], bool | None]
 
 
 @dataclass
 class GuidanceRows:
     """The rows that one step computes: branch after branch, each with all B pictures.
 
-    `part` (l_o) is there only for edits, `uncond` (l_u) only when the guidance scale is not 1.
+    A branch that guidance gives no weight is left out: `uncond` (l_u) at scale 1, `cond` (l_c) at scale 0, and `part`
+    (l_o) without a source or at edit freedom 0.
     """
 
     inputs_embeds: Tensor  # (R, L, D)
@@ -43,7 +44,6 @@ class GuidanceRows:
 class Janus4oGenerationMixin:
     """`generate_image` and its steps."""
 
-    @torch.inference_mode()
     def generate_image(
         self,
         prompt: Prompts,
@@ -59,64 +59,88 @@ class Janus4oGenerationMixin:
         generator: Generators | None = None,
         output_type: str = "pil",
         processor: Janus4oProcessor | None = None,
-        callback_on_step_end: Callable[[int, Tensor], None] | None = None,
+        callback_on_step_end: StepCallback | None = None,
+        output_size: str = "aspect_ratio",
+        progress_bar: bool = False,
     ) -> list[Image.Image] | Tensor:
         """Draw pictures from text, or edit pictures as a text says.
 
         Args:
             prompt: one prompt or edit instruction, or a list of them.
-            image: what to edit: a picture or path; a list (several reference images for one prompt); or a list of
-                lists, one for each prompt.
+            image: what to edit: a picture or path; a list (several reference images for one prompt, or one image for
+                each of several prompts); or a list of lists, one for each prompt.
             num_images_per_prompt: pictures of each prompt; they follow each other in the result.
-            guidance_scale: `s` of the paper; 1 samples the plain conditional distribution. Defaults to the
-                checkpoint's `config.guidance_scale`, 5.0 for Janus-4o.
+            guidance_scale: `s` of the paper; 1 samples the plain conditional distribution, 0 ignores the prompt.
+                Defaults to the checkpoint's `config.guidance_scale`, 5.0 for Janus-4o.
             edit_freedom: `s'` of the paper: 0 follows the source's own tokens, larger values let go of them. Defaults
                 to the checkpoint's `config.edit_freedom`, 5.0 for Janus-4o.
             temperature: divides the guided logits before sampling.
             top_k: sample among this many likeliest codes; by default among all.
             top_p: sample among the likeliest codes that together have this probability; by default among all.
             do_sample: `False` takes the likeliest code at every step.
-            negative_prompt: what the unconditional branch reads instead of nothing.
+            negative_prompt: what the unconditional branch reads instead of nothing: one for all, or one each.
             generator: one generator, or one for each picture. The picture of a given generator does not depend on
                 what else is in the batch.
             output_type: `"pil"`, `"pt"` ((B, 3, H, W) in [-1, 1]) or `"codes"` ((B, P), int64).
             processor: defaults to the one saved beside the checkpoint.
-            callback_on_step_end: called with the step (0 to P - 1) and the codes so far (B, step + 1).
+            callback_on_step_end: called with the step (0 to P - 1) and the codes so far (B, step + 1). Returns `True`
+                to stop there: pictures then end in grey, codes are (B, step + 1). `preview_image` draws such codes.
+            output_size: for edits and `"pil"`: `"aspect_ratio"` gives the picture its source's proportions (the bars
+                that made the source square are cut off), `"source"` also its size, `"model"` leaves the square.
+            progress_bar: show one, on stderr.
 
         Returns:
             a list of pictures, or a tensor, see `output_type`.
+
+        Raises:
+            ValueError: naming the argument, its value and what it may be.
         """
         if output_type not in ("pil", "pt", "codes"):
             raise ValueError(f"output_type is {output_type!r}; choose 'pil', 'pt' or 'codes'.")
-        if do_sample and temperature <= 0:
-            raise ValueError(f"temperature is {temperature}; it must be above 0 (use do_sample=False for greedy).")
-        processor = processor or self.processor
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts or not all(text.strip() for text in prompts):
-            raise ValueError("A prompt is empty; say what to draw.")
-        guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        edit_freedom = self.config.edit_freedom if edit_freedom is None else edit_freedom
-        images = _images_per_prompt(image, len(prompts))
-        rows = self._guidance_rows(processor, prompts, images, guidance_scale, edit_freedom, negative_prompt)
-        rows = rows.repeat(num_images_per_prompt)
-        sampler = CodeSampler(
-            num_pictures=len(prompts) * num_images_per_prompt,
-            warpers=_warpers(temperature, top_k, top_p) if do_sample else None,
-            generator=generator,
-            device=self.device,
+        if output_size not in OUTPUT_SIZES:
+            raise ValueError(f"output_size is {output_size!r}; choose one of {', '.join(map(repr, OUTPUT_SIZES))}.")
+        guidance = Guidance(
+            self.config.guidance_scale if guidance_scale is None else guidance_scale,
+            self.config.edit_freedom if edit_freedom is None else edit_freedom,
         )
-        codes_BP = self._sample_codes(rows, (guidance_scale, edit_freedom), sampler, callback_on_step_end)
+        warpers = sampling_warpers(temperature, top_k, top_p) if do_sample else None
+        prompts = _checked_prompts(prompt, num_images_per_prompt)
+        processor = processor or self.processor
+        given = images_per_prompt(image, len(prompts))
+        sources = None if given is None else [[read_picture(one) for one in row] for row in given]
+        sampler = CodeSampler(len(prompts) * num_images_per_prompt, warpers, generator, self.device)
+        with torch.inference_mode():
+            rows = self._guidance_rows(processor, prompts, sources, guidance, negative_prompt)
+            codes_BP = self._sample_codes(
+                rows.repeat(num_images_per_prompt), guidance, sampler, callback_on_step_end, progress_bar
+            )
+        codes_BP = codes_BP.clone()  # a normal tensor, which may be trained on
         if output_type == "codes":
             return codes_BP
-        pixels_BCHW = self.decode_image(codes_BP)
-        return pixels_BCHW if output_type == "pt" else processor.to_pil(pixels_BCHW)
+        is_whole = codes_BP.shape[1] == self.config.num_image_tokens
+        pixels_BCHW = self.decode_image(codes_BP) if is_whole else self.preview_image(codes_BP)
+        if output_type == "pt":
+            return pixels_BCHW
+        pictures = processor.to_pil(pixels_BCHW)
+        if sources is None:
+            return pictures
+        sizes = [row[0].size if row else None for row in sources for _ in range(num_images_per_prompt)]
+        return [
+            picture if size is None else processor.restore_size(picture, size, output_size)
+            for picture, size in zip(pictures, sizes, strict=True)
+        ]
 
     @property
     def processor(self) -> Janus4oProcessor:
         """The processor saved beside the checkpoint; loaded on first use."""
         if getattr(self, "_processor", None) is None:
+            name = self.config._name_or_path
+            if not name:
+                raise ValueError("This model was not loaded from a checkpoint; pass processor=Janus4oProcessor(...).")
             # Whoever runs this class has trusted the folder's code already; without the flag transformers would ask.
-            self._processor = Janus4oProcessor.from_pretrained(self.config._name_or_path, trust_remote_code=True)
+            self._processor = Janus4oProcessor.from_pretrained(
+                name, trust_remote_code=True, revision=getattr(self.config, "_commit_hash", None)
+            )
         return self._processor
 
     # ------------------------------------------------------------------ steps
@@ -125,24 +149,24 @@ class Janus4oGenerationMixin:
         self,
         processor: Janus4oProcessor,
         prompts: list[str],
-        images: list[list[ImageInput]] | None,
-        guidance_scale: float,
-        edit_freedom: float,
+        sources: list[list[Image.Image]] | None,
+        guidance: "Guidance",
         negative_prompt: Prompts | None,
     ) -> GuidanceRows:
-        """Embed the prompts, once for each guidance branch."""
-        inputs = processor.prepare_image_generation(prompts, images).to(self.device)
+        """Embed the prompts, once for each guidance branch that has a weight."""
+        inputs = processor.prepare_image_generation(prompts, sources).to(self.device)
         input_ids, mask = inputs["input_ids"], inputs["attention_mask"]
         pixels = inputs.get("source_pixel_values")
-        embeds = {"cond": self.embed_prompt(input_ids, pixels)}
-        masks = {"cond": mask}
-        if pixels is not None and edit_freedom != 0:
+        embeds, masks = {}, {}
+        if guidance.scale != 0:
+            embeds["cond"], masks["cond"] = self.embed_prompt(input_ids, pixels), mask
+        if guidance.scale != 0 and guidance.edit_freedom != 0 and pixels is not None:
             no_codes = torch.full((len(pixels), self.config.num_image_tokens), -100, device=self.device)
             embeds["part"], masks["part"] = self.embed_prompt(input_ids, pixels, no_codes), mask
-        if guidance_scale != 1:
+        if guidance.scale != 1:
             null_ids, masks["uncond"] = processor.unconditional_ids(input_ids, mask), mask
             if negative_prompt is not None:
-                negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else negative_prompt
+                negatives = _one_for_each(negative_prompt, len(prompts))
                 negative = processor.prepare_image_generation(negatives).to(self.device)
                 null_ids, masks["uncond"] = negative["input_ids"], negative["attention_mask"]
             embeds["uncond"] = self.get_input_embeddings()(null_ids)
@@ -154,21 +178,23 @@ class Janus4oGenerationMixin:
     def _sample_codes(
         self,
         rows: GuidanceRows,
-        scales: tuple[float, float],
+        guidance: "Guidance",
         sampler: "CodeSampler",
-        callback: Callable[[int, Tensor], None] | None,
+        callback: StepCallback | None,
+        progress_bar: bool,
     ) -> Tensor:
-        """The sampling loop: (B, P) codes."""
+        """The sampling loop: (B, P) codes, or fewer when the callback stops it."""
         num_branches = len(rows.branches)
         mask_RL, cache = rows.attention_mask, DynamicCache()
         hidden_RD = self.prefill(rows.inputs_embeds, mask_RL, cache)
         codes: list[Tensor] = []
-        for step in range(self.config.num_image_tokens):
+        steps = range(self.config.num_image_tokens)
+        for step in logging.tqdm(steps, desc="Drawing", disable=not progress_bar):
             logits_RV = self.model.generation_head(hidden_RD).float()
-            guided_BV = guide(dict(zip(rows.branches, logits_RV.chunk(num_branches), strict=True)), *scales)
+            guided_BV = guidance.guide(dict(zip(rows.branches, logits_RV.chunk(num_branches), strict=True)))
             codes.append(sampler.sample_token(guided_BV))
-            if callback is not None:
-                callback(step, torch.stack(codes, 1))
+            if callback is not None and callback(step, torch.stack(codes, 1)):
+                break
             if step + 1 < self.config.num_image_tokens:
                 mask_RL = torch.nn.functional.pad(mask_RL, (0, 1), value=1)
                 hidden_RD = self.decode_step(codes[-1].repeat(num_branches), mask_RL, cache)
@@ -200,20 +226,34 @@ class Janus4oGenerationMixin:
         return outputs.last_hidden_state[:, -1]
 
 
-def guide(logits: dict[str, Tensor], guidance_scale: float, edit_freedom: float) -> Tensor:
-    """Combine the branches' logits (B, V) into the guided ones (paper section 2).
+@dataclass(frozen=True)
+class Guidance:
+    """How the branches' logits become one distribution (paper section 2).
 
     With `cond` = l_c, `part` = l_o (source codes masked) and `uncond` = l_u (everything masked):
 
         l_c' = (l_c + s' l_o) / (1 + s')
         l    = l_u + s (l_c' - l_u)
     """
-    conditional = logits["cond"]
-    if "part" in logits:
-        conditional = (conditional + edit_freedom * logits["part"]) / (1 + edit_freedom)
-    if "uncond" not in logits:
-        return conditional
-    return logits["uncond"] + guidance_scale * (conditional - logits["uncond"])
+
+    scale: float  # s
+    edit_freedom: float  # s'
+
+    def __post_init__(self) -> None:
+        for name, value in (("guidance_scale", self.scale), ("edit_freedom", self.edit_freedom)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} is {value}; it must be 0 or more.")
+
+    def guide(self, logits: dict[str, Tensor]) -> Tensor:
+        """Logits (B, V) of each branch -> guided logits (B, V)."""
+        if "cond" not in logits:
+            return logits["uncond"]
+        conditional = logits["cond"]
+        if "part" in logits:
+            conditional = (conditional + self.edit_freedom * logits["part"]) / (1 + self.edit_freedom)
+        if "uncond" not in logits:
+            return conditional
+        return logits["uncond"] + self.scale * (conditional - logits["uncond"])
 
 
 class CodeSampler:
@@ -259,7 +299,14 @@ def _draw_seed(generator: torch.Generator | None) -> int:
     return int(torch.randint(2**62, (), generator=generator, device=device))
 
 
-def _warpers(temperature: float, top_k: int | None, top_p: float | None) -> LogitsProcessorList:
+def sampling_warpers(temperature: float, top_k: int | None, top_p: float | None) -> LogitsProcessorList:
+    """transformers' own warpers, in its order; none of them unless asked for."""
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature is {temperature}; it must be above 0 (do_sample=False takes the likeliest).")
+    if top_k is not None and top_k < 0:
+        raise ValueError(f"top_k is {top_k}; it must be 1 or more (0 or None: among all codes).")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1.")
     warpers = LogitsProcessorList()
     if temperature != 1:
         warpers.append(TemperatureLogitsWarper(float(temperature)))
@@ -270,28 +317,30 @@ def _warpers(temperature: float, top_k: int | None, top_p: float | None) -> Logi
     return warpers
 
 
+def _checked_prompts(prompt: Prompts, num_images_per_prompt: int) -> list[str]:
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts or not all(isinstance(text, str) and text.strip() for text in prompts):
+        raise ValueError("A prompt is empty; say what to draw.")
+    if num_images_per_prompt < 1:
+        raise ValueError(f"num_images_per_prompt is {num_images_per_prompt}; it must be 1 or more.")
+    return prompts
+
+
+def _one_for_each(negative_prompt: Prompts, num_prompts: int) -> list[str]:
+    if isinstance(negative_prompt, str):
+        return [negative_prompt] * num_prompts
+    if len(negative_prompt) != num_prompts:
+        raise ValueError(
+            f"Got {len(negative_prompt)} negative prompts for {num_prompts} prompts; give one, or one for each."
+        )
+    return list(negative_prompt)
+
+
 def _pad_left(rows: Tensor, length: int) -> Tensor:
     """Zeros before the tokens of (B, L) or (B, L, D)."""
     missing = length - rows.shape[1]
     padding = (0, 0, missing, 0) if rows.dim() == 3 else (missing, 0)
     return torch.nn.functional.pad(rows, padding)
-
-
-def _images_per_prompt(image: Images | None, num_prompts: int) -> list[list[ImageInput]] | None:
-    """The `image` argument as one list of source images for each prompt."""
-    if image is None:
-        return None
-    if isinstance(image, str | Path | Image.Image):
-        return [[image] for _ in range(num_prompts)]
-    if image and not isinstance(image[0], str | Path | Image.Image):
-        return [list(sources) for sources in image]
-    if num_prompts == 1:
-        return [list(image)]
-    if len(image) != num_prompts:
-        raise ValueError(
-            f"Got {len(image)} images for {num_prompts} prompts; give one list of images for each prompt."
-        )
-    return [[one] for one in image]  # type: ignore[list-item]
 
 
 __all__ = ["Janus4oGenerationMixin"]

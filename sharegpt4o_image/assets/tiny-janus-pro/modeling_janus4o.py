@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import JanusForConditionalGeneration
+from transformers import Cache, JanusForConditionalGeneration
 from transformers.utils import ModelOutput
 
 from .configuration_janus4o import Janus4oConfig
@@ -74,7 +74,9 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
         Returns:
             codes (B, P), int64.
         """
-        vqmodel = self.model.vqmodel
+        vqmodel, side = self.model.vqmodel, self.config.vision_config.image_size
+        if pixel_values.shape[1:] != (3, side, side):
+            raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}, expected (B, 3, {side}, {side}).")
         parameter = vqmodel.quant_conv.weight
         with torch.autocast(parameter.device.type, enabled=False):
             latents_BDHW = vqmodel.quant_conv(vqmodel.encoder(pixel_values.to(parameter)))
@@ -87,7 +89,36 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
     @torch.no_grad()
     def decode_image(self, codes: Tensor) -> Tensor:
         """Codes (B, P) -> pictures (B, 3, H, W), nominally in [-1, 1] (not clipped)."""
-        return self.model.vqmodel.decode(codes)
+        num_codes = self.config.num_image_tokens
+        if codes.dim() != 2 or codes.shape[1] != num_codes:
+            raise ValueError(f"codes has shape {tuple(codes.shape)}, expected (B, {num_codes}).")
+        self._check_codes(codes, "codes")
+        vqmodel = self.model.vqmodel
+        with torch.autocast(vqmodel.quant_conv.weight.device.type, enabled=False):
+            return vqmodel.decode(codes)
+
+    @torch.no_grad()
+    def preview_image(self, codes: Tensor) -> Tensor:
+        """The first n codes (B, n) of pictures -> pictures (B, 3, H, W) whose cells without a code are mid-grey.
+
+        The missing codes are decoded as copies of the last one (our choice); the decoder looks at neighbours, so the
+        edge of what is drawn may still change.
+        """
+        num_codes, num_known = self.config.num_image_tokens, codes.shape[1]
+        missing = codes[:, -1:].expand(-1, num_codes - num_known)
+        pixels_BCHW = self.decode_image(torch.cat([codes, missing], dim=1))
+        cells = self.config.vq_config.num_patches
+        is_known = (torch.arange(num_codes, device=codes.device) < num_known).view(1, 1, cells, cells)
+        patch = pixels_BCHW.shape[-1] // cells
+        return pixels_BCHW * is_known.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+
+    def _check_codes(self, codes: Tensor, name: str, is_ignored_allowed: bool = False) -> None:
+        known = codes[codes != IGNORED_CODE] if is_ignored_allowed else codes
+        if known.numel() == 0:
+            return
+        low, high, last = int(known.min()), int(known.max()), self.config.vq_config.num_embeddings - 1
+        if low < 0 or high > last:
+            raise ValueError(f"{name} has codes from {low} to {high}; the codebook has 0 to {last}.")
 
     # ------------------------------------------------------------------ prompt embeddings
 
@@ -153,13 +184,22 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
                 f"source_codes has shape {tuple(source_codes.shape)}, expected {(num_sources, num_codes)}: "
                 "one row of codes for each source image."
             )
+        if source_codes is not None:
+            self._check_codes(source_codes, "source_codes", is_ignored_allowed=True)
 
     # ------------------------------------------------------------------ model and loss
 
-    def forward(
+    def forward(  # noqa: D417 (the arguments for text are described by the parent)
         self,
         input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
         source_pixel_values: Tensor | None = None,
         source_codes: Tensor | None = None,
         target_codes: Tensor | None = None,
@@ -175,18 +215,47 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
             source_codes: (N, P), see [`embed_prompt`].
             target_codes: (B, P), the codes to predict.
             num_items_in_batch: divide the summed loss by this instead of by B * P (gradient accumulation).
-            **kwargs: the parent's arguments, for text.
+
+        The other arguments are the parent's, for text; `generate` reads them off this signature.
 
         Returns:
             [`Janus4oOutput`]; the parent's output for text.
         """
-        if target_codes is None and source_pixel_values is None:
-            return super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        if target_codes is not None or source_pixel_values is not None:
+            return self._predict_codes(
+                input_ids, attention_mask, source_pixel_values, source_codes, target_codes, num_items_in_batch
+            )
+        if num_items_in_batch is not None:
+            kwargs["num_items_in_batch"] = num_items_in_batch
+        return super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+
+    def _predict_codes(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        source_pixel_values: Tensor | None,
+        source_codes: Tensor | None,
+        target_codes: Tensor | None,
+        num_items_in_batch: Tensor | int | None,
+    ) -> Janus4oOutput:
+        """Prompt and target codes in one pass; the vocabulary head is not used."""
         embeds_BLD = self.embed_prompt(input_ids, source_pixel_values, source_codes)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         num_predicted = 1
         if target_codes is not None:
+            self._check_codes(target_codes, "target_codes")
             num_predicted = target_codes.shape[1]
             known_BPD = self.embed_codes(target_codes[:, :-1]).to(embeds_BLD.dtype)
             embeds_BLD = torch.cat([embeds_BLD, known_BPD], dim=1)  # (B, L + P - 1, D)
