@@ -3,8 +3,7 @@
 
     python benchmarks/memory.py [--json out/memory.json]
 
-Nothing is measured here: the models stand on the meta device. Activations come on top (drawing: some hundred MB, the
-image decoder's being the largest).
+Nothing is measured here: the models stand on the meta device. Activations come on top.
 """
 
 import argparse

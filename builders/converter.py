@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from sharegpt4o_image.builders.original_format import (
-    ORIGINAL_MODEL_TYPE,
+    OUR_KEY,
     UNUSED,
     ToOriginal,
     is_tied,
@@ -35,19 +36,17 @@ if TYPE_CHECKING:
 
     from sharegpt4o_image.janus4o import Janus4oConfig, Janus4oForImageGeneration, Janus4oProcessor
 
+ORIGINAL_MODEL_TYPE = "multi_modality"  # deepseek-ai/Janus-Pro-*, FreedomIntelligence/Janus-4o-7B
 TRANSFORMERS_MODEL_TYPE = "janus"  # deepseek-community/Janus-Pro-*
 OUR_MODEL_TYPE = "janus4o"
-_FORMATS = {
-    ORIGINAL_MODEL_TYPE: "an original Janus checkpoint",
-    TRANSFORMERS_MODEL_TYPE: "a Janus checkpoint of transformers",
-    OUR_MODEL_TYPE: "a Janus-4o checkpoint",
-}
+MODEL_TYPES = (ORIGINAL_MODEL_TYPE, TRANSFORMERS_MODEL_TYPE, OUR_MODEL_TYPE)
 
-# The original's names of the tokens that its tokenizer files do not name (processing_vlm.py `VLChatProcessor`).
-_IMAGE_TOKENS = {
-    "image_token": "<image_placeholder>",
-    "boi_token": "<begin_of_image>",
-    "eoi_token": "<end_of_image>",
+# Defaults of the original's `VLChatProcessor` (processing_vlm.py), which names the tokens in its own configuration.
+_TAG_DEFAULTS = {
+    "image_tag": "<image_placeholder>",
+    "image_start_tag": "<begin_of_image>",
+    "image_end_tag": "<end_of_image>",
+    "pad_tag": "<｜▁pad▁｜>",
 }
 # Defaults of the original's `VLMImageProcessor` (image_processing_vlm.py).
 _PIXEL_DEFAULTS = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "min_size": 14}
@@ -77,9 +76,8 @@ def local_checkpoint(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=_CHECKPOINT_FILES))
     except (OSError, HFValidationError) as error:
-        raise UserError(
-            f"There is no folder {name}, and no checkpoint of that name could be downloaded; check the path."
-        ) from error
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"There is no folder {name}, and the Hub gives no such checkpoint ({reason})") from error
 
 
 def convert(source_dir: Path, target_dir: Path) -> Conversion:
@@ -90,19 +88,24 @@ def convert(source_dir: Path, target_dir: Path) -> Conversion:
     Raises:
         UserError: if the source is incomplete, damaged or of another model, or the target is not an empty place.
     """
+    if not source_dir.is_dir():
+        raise UserError(f"{source_dir} is not a folder; give the folder of a downloaded checkpoint.")
     config = read_json(source_dir / "config.json")
     model_type = config.get("model_type")
-    if model_type not in _FORMATS:
+    if model_type not in MODEL_TYPES:
         raise UserError(
-            f"{source_dir / 'config.json'} describes a {model_type!r} model; expected one of {', '.join(_FORMATS)}."
+            f"{source_dir / 'config.json'} describes a {model_type!r} model; expected one of {', '.join(MODEL_TYPES)}."
         )
     _check_target(source_dir, target_dir)
     shards = find_shards(source_dir)
     tensors = read_meta(shards)
-    with staged_folder(target_dir) as staging:
-        if model_type == OUR_MODEL_TYPE:
-            return _write_original(source_dir, staging, shards, tensors)
-        return _write_ours(source_dir, staging, shards, tensors, config)
+    write = _write_original if model_type == OUR_MODEL_TYPE else _write_ours
+    try:
+        with staged_folder(target_dir) as staging:
+            return write(source_dir, staging, shards, tensors, config)
+    except StrictDataclassError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(f"{source_dir / 'config.json'} describes a model that cannot be: {reason}") from error
 
 
 def _check_target(source_dir: Path, target_dir: Path) -> None:
@@ -119,95 +122,121 @@ def _write_ours(
     source_dir: Path, target_dir: Path, shards: list[Path], tensors: Mapping[str, Tensor], given: dict[str, Any]
 ) -> Conversion:
     is_original = given["model_type"] == ORIGINAL_MODEL_TYPE
-    processor = _original_processor(source_dir, tensors) if is_original else _transformers_processor(source_dir)
-    config = (
-        config_from_original(tensors, given, processor.tokenizer)
-        if is_original
-        else config_from_transformers(given, processor.tokenizer, "lm_head.weight" not in tensors)
-    )
-    dtype = _main_dtype(tensors)
-    model = check_fit(config, tensors, _to_ours_conversion(given))
-    dropped = [name for name in tensors if UNUSED.search(name)] if is_original else []
+    processor = (_original_processor if is_original else _transformers_processor)(source_dir, given)
+    config = (config_from_original if is_original else config_from_transformers)(tensors, given, processor)
+    model = model_on_meta(config)
+    is_unused = _is_unused(given)
+    check_fit(tensors, expected_original(model) if is_original else expected_ours(model, tensors), is_unused)
     writer = ShardWriter(target_dir)
-    num_tensors = _stream(shards, _to_ours_conversion(given), writer)
-    _save_model_code(model, target_dir, dtype)
+    num_tensors = _stream(
+        shards,
+        lambda name, tensor: {} if is_unused(name) else to_ours(name, tensor) if is_original else {name: tensor},
+        writer,
+    )
+    _save_model_code(model, target_dir, _main_dtype(tensors))
     processor.save_pretrained(target_dir)
-    return Conversion(OUR_MODEL_TYPE, num_tensors, dropped)
+    return Conversion(OUR_MODEL_TYPE, num_tensors, [name for name in tensors if is_unused(name)])
 
 
-def _to_ours_conversion(given: Mapping[str, Any]) -> Convert:
-    if given["model_type"] == TRANSFORMERS_MODEL_TYPE:
-        return lambda name, tensor: {name: tensor}
-    if not is_tied(given):
-        return to_ours
-    return lambda name, tensor: {} if name == "language_model.lm_head.weight" else to_ours(name, tensor)
+def _is_unused(given: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Which tensors of a source are left out: what nothing uses, and the copy of a tied embedding matrix."""
+    if given["model_type"] != ORIGINAL_MODEL_TYPE:
+        return lambda name: False
+    has_copy = is_tied(given)
+    return lambda name: bool(UNUSED.fullmatch(name)) or (has_copy and name == "language_model.lm_head.weight")
 
 
 def config_from_original(
-    tensors: Mapping[str, Tensor], original: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase"
+    tensors: Mapping[str, Tensor], original: Mapping[str, Any], processor: "Janus4oProcessor"
 ) -> "Janus4oConfig":
     """Sizes from the tensors' shapes, token ids from the tokenizer, the rest from the original configuration."""
-    return _with_token_ids(model_sizes(tensors, original), tokenizer, is_tied(original))
+    try:
+        sizes = model_sizes({name: tensor.shape for name, tensor in tensors.items()}, original)
+    except KeyError as error:
+        raise UserError(f"The configuration has no {error.args[0]!r}; download the checkpoint again.") from error
+    ours = {key: value for key, value in original.get(OUR_KEY, {}).items() if key != "geometry"}
+    return _with_token_ids(sizes, processor.tokenizer, is_tied(original), ours)
 
 
 def config_from_transformers(
-    given: Mapping[str, Any], tokenizer: "PreTrainedTokenizerBase", has_tied_embeddings: bool
+    tensors: Mapping[str, Tensor], given: Mapping[str, Any], processor: "Janus4oProcessor"
 ) -> "Janus4oConfig":
     """transformers' configuration with the token ids that it leaves to the tokenizer."""
-    parts = {key: dict(given[key]) for key in ("text_config", "vision_config", "vq_config")}
-    return _with_token_ids(parts, tokenizer, has_tied_embeddings)
+    parts = {key: dict(given.get(key) or {}) for key in ("text_config", "vision_config", "vq_config")}
+    return _with_token_ids(parts, processor.tokenizer, "lm_head.weight" not in tensors, {})
 
 
 def _with_token_ids(
-    parts: dict[str, dict[str, Any]], tokenizer: "PreTrainedTokenizerBase", has_tied_embeddings: bool
+    parts: dict[str, dict[str, Any]],
+    tokenizer: "PreTrainedTokenizerBase",
+    has_tied_embeddings: bool,
+    defaults: dict[str, Any],
 ) -> "Janus4oConfig":
     from sharegpt4o_image.janus4o import Janus4oConfig
     from sharegpt4o_image.janus4o.configuration_janus4o import token_ids
 
     ids = token_ids(tokenizer)
+    vocab_size = parts["text_config"].get("vocab_size")
+    if vocab_size is not None and max(ids.values()) >= vocab_size:
+        raise UserError(
+            f"The tokenizer gives a special token the id {max(ids.values())}, and the embedding matrix has "
+            f"{vocab_size} rows; the tokenizer belongs to another checkpoint."
+        )
     parts["text_config"] |= {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": ids["pad_token_id"],
     }
-    return Janus4oConfig(**parts, **ids, tie_word_embeddings=has_tied_embeddings)
+    return Janus4oConfig(**parts, **ids, **defaults, tie_word_embeddings=has_tied_embeddings)
 
 
-def check_fit(
-    config: "Janus4oConfig", tensors: Mapping[str, Tensor], to_target: Convert
-) -> "Janus4oForImageGeneration":
-    """The model on the meta device, when the converted tensors are all of its tensors in their right shapes.
+# ------------------------------------------------------------------ what must be there
+
+
+def model_on_meta(config: "Janus4oConfig") -> "Janus4oForImageGeneration":
+    """The model without storage."""
+    from sharegpt4o_image.janus4o import Janus4oForImageGeneration
+
+    with torch.device("meta"):
+        return Janus4oForImageGeneration(config)
+
+
+def expected_ours(model: "Janus4oForImageGeneration", tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors; the text head only where it is stored."""
+    expected: dict[str, Tensor] = dict(model.state_dict())
+    if "lm_head.weight" not in tensors:
+        del expected["lm_head.weight"]
+    return expected
+
+
+def expected_original(model: "Janus4oForImageGeneration") -> dict[str, Tensor]:
+    back = ToOriginal(has_tied_embeddings=False)
+    return {new: value for name, t in model.state_dict().items() for new, value in back.convert(name, t).items()}
+
+
+def check_fit(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], is_unused: Callable[[str], bool]) -> None:
+    """Check that a checkpoint holds what its model expects, each tensor in its shape.
 
     Raises:
         UserError: naming what is missing, unexplained or of another shape.
     """
-    from sharegpt4o_image.janus4o import Janus4oForImageGeneration
-
-    with torch.device("meta"):
-        model = Janus4oForImageGeneration(config)
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if config.tie_word_embeddings:
-        del expected["lm_head.weight"]
-    source_of = {new: name for name, tensor in tensors.items() for new in to_target(name, tensor)}
-    found = {new: value.shape for name, tensor in tensors.items() for new, value in to_target(name, tensor).items()}
-    unexplained = [source_of[name] for name in found if name not in expected]
+    unexplained = [name for name in tensors if name not in expected and not is_unused(name)]
     if unexplained:
         raise UserError(
             f"The checkpoint holds {len(unexplained)} tensors that the model does not explain, such as "
             f"{unexplained[0]}; it belongs to another model."
         )
-    missing = [name for name in expected if name not in found]
+    missing = [name for name in expected if name not in tensors and not is_unused(name)]
     if missing:
         raise UserError(
             f"The checkpoint lacks {len(missing)} of {len(expected)} tensors, such as {missing[0]}; download it again."
         )
-    for name, shape in found.items():
-        if shape != expected[name]:
+    for name, tensor in tensors.items():
+        if not is_unused(name) and tensor.shape != expected[name].shape:
             raise UserError(
-                f"The tensor {source_of[name]} has the shape {list(shape)}, expected {list(expected[name])}; "
+                f"The tensor {name} has the shape {list(tensor.shape)}, expected {list(expected[name].shape)}; "
                 "the checkpoint is damaged or mixes two models."
             )
-    return model
 
 
 def _main_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
@@ -234,41 +263,64 @@ def _save_model_code(model: "Janus4oForImageGeneration", target_dir: Path, dtype
 
     from sharegpt4o_image.janus4o.modeling_janus4o import AUTO_MAP
 
-    model.config.auto_map = dict(AUTO_MAP)
-    model.config.architectures = [type(model).__name__]
-    model.config.dtype = dtype
-    model.config.save_pretrained(target_dir)
+    config = model.config
+    config.auto_map = dict(AUTO_MAP)
+    config.architectures = [type(model).__name__]
+    config.dtype = dtype
+    config.save_pretrained(target_dir)
     custom_object_save(model, target_dir)
-    model.generation_config.save_pretrained(target_dir)
+    generation_config = model.generation_config
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(generation_config, key, getattr(config.get_text_config(), key))
+    generation_config.generation_kwargs = {"boi_token_id": config.boi_token_id}  # for the inherited image mode
+    generation_config.save_pretrained(target_dir)
 
 
-def _original_processor(source_dir: Path, tensors: Mapping[str, Tensor]) -> "Janus4oProcessor":
+def _original_processor(source_dir: Path, given: Mapping[str, Any]) -> "Janus4oProcessor":
     from transformers import AutoTokenizer, LlamaConfig
     from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
     from sharegpt4o_image.janus4o import Janus4oProcessor
 
-    given = read_json(source_dir / "preprocessor_config.json")
-    options = {key: given.get(key) or default for key, default in _PIXEL_DEFAULTS.items()}
-    options |= {key: given[key] for key in ("do_normalize", "rescale_factor") if given.get(key) is not None}
-    side = given["image_size"]
+    pixels = read_json(source_dir / "preprocessor_config.json")
+    options = {key: pixels.get(key) or default for key, default in _PIXEL_DEFAULTS.items()}
+    options |= {key: pixels[key] for key in ("do_normalize", "rescale_factor") if pixels.get(key) is not None}
+    chat_path = source_dir / "processor_config.json"
+    chat = read_json(chat_path) if chat_path.is_file() else {}
+    tags = {key: chat.get(key) or default for key, default in _TAG_DEFAULTS.items()}
     try:
         # the configuration is given so that transformers does not wonder about `multi_modality`
-        tokenizer = AutoTokenizer.from_pretrained(source_dir, config=LlamaConfig(), extra_special_tokens=_IMAGE_TOKENS)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source_dir,
+            config=LlamaConfig(),
+            pad_token=tags["pad_tag"],
+            extra_special_tokens={
+                "image_token": tags["image_tag"],
+                "boi_token": tags["image_start_tag"],
+                "eoi_token": tags["image_end_tag"],
+            },
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"{source_dir} holds no tokenizer that can be read; download the checkpoint again.") from error
+    side = pixels.get("image_size", 384)  # the default of `VLMImageProcessorConfig`'s released files
     image_processor = JanusImageProcessorPil(size={"height": side, "width": side}, **options)
-    num_image_tokens = tensors["vision_model.vision_tower.pos_embed"].shape[1]
-    return Janus4oProcessor(image_processor, tokenizer, num_image_tokens=num_image_tokens)
+    return Janus4oProcessor(
+        image_processor,
+        tokenizer,
+        num_image_tokens=chat.get("num_image_tokens", 576),
+        geometry=given.get(OUR_KEY, {}).get("geometry", "pad"),
+    )
 
 
-def _transformers_processor(source_dir: Path) -> "Janus4oProcessor":
+def _transformers_processor(source_dir: Path, given: Mapping[str, Any]) -> "Janus4oProcessor":
     from sharegpt4o_image.janus4o import Janus4oProcessor
 
     try:
         processor: Janus4oProcessor = Janus4oProcessor.from_pretrained(source_dir)
     except (OSError, ValueError) as error:
-        raise UserError(f"{source_dir} holds no processor that can be read; download the checkpoint again.") from error
+        raise UserError(
+            f"{source_dir} ({given['model_type']}) holds no processor that can be read; download the checkpoint again."
+        ) from error
     return processor
 
 
@@ -276,17 +328,20 @@ def _transformers_processor(source_dir: Path) -> "Janus4oProcessor":
 
 
 def _write_original(
-    source_dir: Path, target_dir: Path, shards: list[Path], tensors: Mapping[str, Tensor]
+    source_dir: Path, target_dir: Path, shards: list[Path], tensors: Mapping[str, Tensor], given: dict[str, Any]
 ) -> Conversion:
-    from sharegpt4o_image.janus4o import Janus4oConfig, Janus4oProcessor
+    from sharegpt4o_image.janus4o import Janus4oConfig
 
+    processor = _transformers_processor(source_dir, given)
     config: Janus4oConfig = Janus4oConfig.from_pretrained(source_dir)
-    check_fit(config, tensors, lambda name, tensor: {name: tensor})
-    to_original = ToOriginal(config.tie_word_embeddings)
-    num_tensors = _stream(shards, to_original.convert, ShardWriter(target_dir))
-    described = config.to_dict() | {"dtype": str(_main_dtype(tensors)).removeprefix("torch.")}
-    _write_json(target_dir / "config.json", original_config(described))
-    processor: Janus4oProcessor = Janus4oProcessor.from_pretrained(source_dir)
+    check_fit(tensors, expected_ours(model_on_meta(config), tensors), lambda name: False)
+    has_tied_embeddings = "lm_head.weight" not in tensors
+    num_tensors = _stream(shards, ToOriginal(has_tied_embeddings).convert, ShardWriter(target_dir))
+    described = config.to_dict() | {
+        "dtype": str(_main_dtype(tensors)).removeprefix("torch."),
+        "tie_word_embeddings": has_tied_embeddings,
+    }
+    _write_json(target_dir / "config.json", original_config(described, processor.geometry))
     processor.tokenizer.save_pretrained(target_dir)
     _write_json(target_dir / "preprocessor_config.json", _original_pixel_config(processor))
     _write_json(target_dir / "processor_config.json", _original_chat_config(processor))

@@ -6,8 +6,10 @@ Sizes are read off the weights' shapes, so everything here also works on the met
 `janus/models/{modeling_vlm,siglip_vit,vq_model,projector}.py`.
 """
 
+import math
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +18,8 @@ from transformers import LlamaConfig
 
 from sharegpt4o_image.errors import UserError
 
-ORIGINAL_MODEL_TYPE = "multi_modality"
-
 # Tensors that the original checkpoints carry and no forward pass uses.
-UNUSED = re.compile(r"vision_model\.vision_tower\.attn_pool\.|gen_vision_model\.quantize\.codebook_used$")
+UNUSED = re.compile(r"vision_model\.vision_tower\.attn_pool\..+|gen_vision_model\.quantize\.codebook_used")
 
 # What the names of released configurations stand for (siglip_vit.py `SigLIP_MODEL_CONFIG`, vq_model.py `VQ_16`).
 SIGLIP_LARGE = "siglip_large_patch16_384"
@@ -33,6 +33,8 @@ _VQ_16_SIZES = {
     "codebook_size": 16384,
     "codebook_embed_dim": 8,
 }
+
+OUR_KEY = "janus4o"  # in an original configuration: the defaults of `generate_image`, and the geometry
 
 # Layers of an adapter; released checkpoints have 2. Linear layers and activations take turns in the original.
 _MAX_ADAPTER_DEPTH = 4
@@ -109,7 +111,7 @@ _QKV = ("q_proj", "k_proj", "v_proj")
 
 def to_ours(name: str, tensor: Tensor) -> dict[str, Tensor]:
     """One original tensor -> ours: none when nothing uses it, three for a fused query/key/value projection."""
-    if UNUSED.search(name):
+    if UNUSED.fullmatch(name):
         return {}
     new_name = _translate(name, _TO_OURS)
     if name.startswith(f"{_TOWER}.blocks.") and ".attn.qkv." in name:
@@ -152,107 +154,161 @@ class ToOriginal:
 
 # ------------------------------------------------------------------ configurations
 
+Shapes = Mapping[str, Sequence[int]]
+Witness = tuple[str, int]  # a tensor's name and one of its dimensions
+
+_LLM = "language_model.model"
+_VQ = "gen_vision_model"
+
 
 def is_tied(original: Mapping[str, Any]) -> bool:
     """Whether the text head is the embedding matrix; it is not in the released checkpoints."""
     return bool(original["language_config"].get("tie_word_embeddings", False))
 
 
-def model_sizes(tensors: Mapping[str, Tensor], original: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """`text_config`, `vision_config` and `vq_config` of an original checkpoint, without token ids."""
-    try:
-        return {
-            "text_config": _text_config(tensors, original["language_config"]),
-            "vision_config": _vision_config(tensors, original),
-            "vq_config": _vq_config(tensors),
-        }
-    except KeyError as error:
-        raise UserError(
-            f"The checkpoint has no {error.args[0]}, which tells a size; it is incomplete or of another model."
-        ) from error
+def model_sizes(shapes: Shapes, original: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`text_config`, `vision_config` and `vq_config` of an original checkpoint, without token ids.
+
+    Each size is what most of its witnesses say, so that one damaged tensor is found out instead of believed.
+    """
+    width = _size(shapes, (f"{_LLM}.embed_tokens.weight", 1), (f"{_LLM}.norm.weight", 0), (_q_proj(0), 1))
+    return {
+        "text_config": _text_config(shapes, original["language_config"], width),
+        "vision_config": _vision_config(shapes, original),
+        "vq_config": _vq_config(shapes, width),
+    }
 
 
-def _text_config(tensors: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[str, Any]:
+def _size(shapes: Shapes, *witnesses: Witness, stated: int | None = None) -> int:
+    """The size that most witnesses, and the configuration if it states one, agree on; the earliest of equal ones."""
+    said = [shapes[name][dim] for name, dim in witnesses if name in shapes and dim < len(shapes[name])]
+    if stated is not None and any(name in shapes for name, _ in witnesses):
+        said.append(stated)
+    if not said:
+        raise UserError(f"The checkpoint has no {witnesses[0][0]}, which tells a size; it is incomplete.")
+    return Counter(said).most_common(1)[0][0]
+
+
+def _q_proj(layer: int) -> str:
+    return f"{_LLM}.layers.{layer}.self_attn.q_proj.weight"
+
+
+def _text_config(shapes: Shapes, given: Mapping[str, Any], width: int) -> dict[str, Any]:
     """What the configuration does not say has Llama's defaults, as in the reference code (32 heads in the 7B's)."""
-    vocab_size, hidden_size = tensors["language_model.model.embed_tokens.weight"].shape
-    layer = "language_model.model.layers.0"
-    heads = LlamaConfig(**given).num_attention_heads
-    head_dim = hidden_size // heads
+    layers = [f"{_LLM}.layers.{n}" for n in range(_count(shapes, rf"{re.escape(_LLM)}\.layers\.(\d+)\."))]
+    heads = given.get("num_attention_heads", LlamaConfig().num_attention_heads)
+    if width % heads:
+        raise UserError(f"The width {width} of the language model is not a multiple of its {heads} attention heads.")
+    keys = _size(shapes, *[(f"{layer}.self_attn.{part}_proj.weight", 0) for layer in layers for part in "kv"])
     shapeless = ("rms_norm_eps", "rope_theta", "rope_scaling", "max_position_embeddings", "hidden_act")
+    embedding, head = f"{_LLM}.embed_tokens.weight", "language_model.lm_head.weight"
     return {
         **{key: given[key] for key in shapeless if given.get(key) is not None},
         "model_type": "llama",
-        "vocab_size": vocab_size,
-        "hidden_size": hidden_size,
-        "intermediate_size": tensors[f"{layer}.mlp.gate_proj.weight"].shape[0],
-        "num_hidden_layers": _count(tensors, r"language_model\.model\.layers\.(\d+)\."),
+        "vocab_size": _size(shapes, (embedding, 0), (head, 0), stated=given.get("vocab_size")),
+        "hidden_size": width,
+        "intermediate_size": _size(
+            shapes, *[(f"{layer}.mlp.{part}_proj.weight", 0) for layer in layers for part in ("gate", "up")]
+        ),
+        "num_hidden_layers": len(layers),
         "num_attention_heads": heads,
-        "num_key_value_heads": tensors[f"{layer}.self_attn.k_proj.weight"].shape[0] // head_dim,
+        "num_key_value_heads": keys // (width // heads),
     }
 
 
-def _vision_config(tensors: Mapping[str, Tensor], original: Mapping[str, Any]) -> dict[str, Any]:
-    patches = tensors[f"{_TOWER}.patch_embed.proj.weight"]
-    name = original["vision_config"].get("params", {}).get("model_name")
-    heads = original.get("tiny_override", {}).get("vision", {}).get("heads") or _VISION_HEADS.get(name)
+def _vision_config(shapes: Shapes, original: Mapping[str, Any]) -> dict[str, Any]:
+    params = original["vision_config"].get("params", {})
+    name, override = params.get("model_name"), original.get("tiny_override", {}).get("vision", {})
+    heads = override.get("heads") or _VISION_HEADS.get(name)
     if heads is None:
         raise UserError(f"The vision tower {name!r} is not known; known are {', '.join(_VISION_HEADS)}.")
-    num_tokens = tensors[f"{_TOWER}.pos_embed"].shape[1]
-    hidden_size, patch_size = patches.shape[0], patches.shape[-1]
+    block, patches = f"{_TOWER}.blocks.0", f"{_TOWER}.patch_embed.proj"
+    norm = f"{_TOWER}.norm.weight"
+    hidden = _size(shapes, (f"{_TOWER}.pos_embed", 2), (norm, 0), (f"{patches}.weight", 0), (f"{patches}.bias", 0))
+    if hidden % heads:
+        raise UserError(f"The width {hidden} of the vision tower is not a multiple of its {heads} attention heads.")
+    stated = override.get("patch_size", _SIGLIP_LARGE_SIZES["patch_size"])
+    patch_size = _size(shapes, (f"{patches}.weight", 3), (f"{patches}.weight", 2), stated=stated)
+    image_size = override.get("image_size") or params.get("image_size")
+    num_tokens = (image_size // patch_size) ** 2 if image_size else _size(shapes, (f"{_TOWER}.pos_embed", 1))
+    feed_forward = _size(
+        shapes, (f"{block}.mlp.fc1.weight", 0), (f"{block}.mlp.fc1.bias", 0), (f"{block}.mlp.fc2.weight", 1)
+    )
     return {
-        "hidden_size": hidden_size,
+        "hidden_size": hidden,
         "num_attention_heads": heads,
-        "num_hidden_layers": _count(tensors, rf"{re.escape(_TOWER)}\.blocks\.(\d+)\."),
+        "num_hidden_layers": _count(shapes, rf"{re.escape(_TOWER)}\.blocks\.(\d+)\."),
         "patch_size": patch_size,
-        "image_size": round(num_tokens**0.5) * patch_size,
+        "image_size": image_size or math.isqrt(num_tokens) * patch_size,
         "num_image_tokens": num_tokens,
-        "mlp_ratio": tensors[f"{_TOWER}.blocks.0.mlp.fc1.weight"].shape[0] / hidden_size,
-        "projection_dim": tensors["aligner.layers.0.weight"].shape[0],
-        "depth": _adapter_depth(tensors, "aligner"),
+        "mlp_ratio": _ratio(feed_forward, hidden),
+        "projection_dim": _size(
+            shapes, ("aligner.layers.0.weight", 0), ("aligner.layers.0.bias", 0), ("aligner.layers.2.weight", 0)
+        ),
+        "depth": _adapter_depth(shapes, "aligner"),
     }
 
 
-def _vq_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    blocks = "gen_vision_model.encoder.conv_blocks"
-    pattern = re.escape(blocks)
+def _vq_config(shapes: Shapes, width: int) -> dict[str, Any]:
+    blocks, codebook = f"{_VQ}.encoder.conv_blocks", f"{_VQ}.quantize.embedding.weight"
+    conv_in, first = f"{_VQ}.encoder.conv_in", f"{blocks}.0.res.0"
+    base = _size(shapes, (f"{conv_in}.weight", 0), (f"{conv_in}.bias", 0), (f"{first}.norm1.weight", 0))
+    parts = ("conv1.weight", "conv1.bias", "norm2.weight")
     widths = [
-        tensors[f"{blocks}.{level}.res.0.conv1.weight"].shape[0]
-        for level in range(_count(tensors, pattern + r"\.(\d+)\."))
+        _size(shapes, *[(f"{blocks}.{level}.res.0.{part}", 0) for part in parts])
+        for level in range(_count(shapes, rf"{re.escape(blocks)}\.(\d+)\."))
     ]
-    base_channels = tensors["gen_vision_model.encoder.conv_in.weight"].shape[0]
-    codebook = tensors["gen_vision_model.quantize.embedding.weight"]
+    head = "gen_head.output_mlp_projector"
+    quant, post_quant = f"{_VQ}.quant_conv.weight", f"{_VQ}.post_quant_conv.weight"
+    if base % _NUM_GROUPS:
+        raise UserError(f"The image tokenizer has {base} channels; they must be a multiple of {_NUM_GROUPS}.")
     return {
-        "base_channels": base_channels,
-        "channel_multiplier": [width // base_channels for width in widths],
-        "num_res_blocks": _count(tensors, pattern + r"\.0\.res\.(\d+)\."),
-        "latent_channels": tensors["gen_vision_model.quant_conv.weight"].shape[1],
-        "num_embeddings": codebook.shape[0],
-        "embed_dim": codebook.shape[1],
-        "num_hidden_layers": _adapter_depth(tensors, "gen_aligner"),
-        "projection_dim": tensors["gen_aligner.layers.0.weight"].shape[0],
-        "image_token_embed_dim": tensors["gen_head.output_mlp_projector.weight"].shape[1],
+        "base_channels": base,
+        "channel_multiplier": [one // base for one in widths],
+        "num_res_blocks": _count(shapes, rf"{re.escape(blocks)}\.0\.res\.(\d+)\."),
+        "latent_channels": _size(shapes, (quant, 1), (post_quant, 0), (f"{_VQ}.encoder.conv_out.weight", 0)),
+        "num_embeddings": _size(shapes, (codebook, 0), ("gen_embed.weight", 0), ("gen_head.vision_head.weight", 0)),
+        "embed_dim": _size(shapes, (codebook, 1), ("gen_embed.weight", 1), (quant, 0), (post_quant, 1)),
+        "num_hidden_layers": _adapter_depth(shapes, "gen_aligner"),
+        "projection_dim": _size(
+            shapes, ("gen_aligner.layers.0.weight", 0), ("gen_aligner.layers.0.bias", 0), (f"{head}.weight", 0)
+        ),
+        "image_token_embed_dim": width,
     }
 
 
-def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
+_NUM_GROUPS = 32  # of every GroupNorm in the image tokenizer (vq_model.py `Normalize`)
+
+
+def _ratio(feed_forward: int, hidden: int) -> float:
+    """A ratio whose product with `hidden`, cut to an integer as transformers does, is `feed_forward`."""
+    ratio = feed_forward / hidden
+    return ratio if int(hidden * ratio) == feed_forward else math.nextafter(ratio, math.inf)
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
     """How many layers there are: one more than the largest number that `pattern` captures."""
-    numbers = [int(match[1]) for match in map(re.compile(pattern).match, tensors) if match]
+    numbers = [int(match[1]) for match in map(re.compile(pattern).match, shapes) if match]
     if not numbers:
-        raise KeyError(pattern.replace("\\", ""))
+        example = pattern.replace("\\.", ".").replace(r"(\d+)", "0")
+        raise UserError(f"The checkpoint has no {example}*, which tells the number of layers; it is incomplete.")
     return 1 + max(numbers)
 
 
-def _adapter_depth(tensors: Mapping[str, Tensor], adapter: str) -> int:
-    return len([name for name in tensors if re.fullmatch(rf"{adapter}\.layers\.\d+\.weight", name)])
+def _adapter_depth(shapes: Shapes, adapter: str) -> int:
+    return len([name for name in shapes if re.fullmatch(rf"{adapter}\.layers\.\d+\.weight", name)])
 
 
-def original_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Our `config.to_dict()` -> the original's configuration, `tiny_override` added where no released name fits."""
+def original_config(config: Mapping[str, Any], geometry: str) -> dict[str, Any]:
+    """Our `config.to_dict()` -> the original's configuration.
+
+    `tiny_override` is added where no released name fits; `OUR_KEY` holds what the original code does not know.
+    """
     text, vision, vq = config["text_config"], config["vision_config"], config["vq_config"]
     width, num_codes = text["hidden_size"], vq["num_embeddings"]
     original: dict[str, Any] = {
         "architectures": ["MultiModalityCausalLM"],
-        "model_type": ORIGINAL_MODEL_TYPE,
+        "model_type": "multi_modality",
         "torch_dtype": config["dtype"],
         "vision_config": {
             "cls": "CLIPVisionTower",
@@ -281,6 +337,7 @@ def original_config(config: Mapping[str, Any]) -> dict[str, Any]:
             },
         },
         "language_config": _language_config(text, config["tie_word_embeddings"]),
+        OUR_KEY: {key: config[key] for key in ("guidance_scale", "edit_freedom")} | {"geometry": geometry},
     }
     override = _tiny_override(vision, vq)
     if override != {"vision": _SIGLIP_LARGE_SIZES, "vq": _VQ_16_SIZES}:

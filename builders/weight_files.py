@@ -34,7 +34,10 @@ def find_shards(checkpoint_dir: Path) -> list[Path]:
 
 
 def _indexed_shards(index: Path) -> list[Path]:
-    names = sorted(set(read_json(index)["weight_map"].values()))
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} names no shards; download the checkpoint again.")
+    names = sorted(set(weight_map.values()))
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise UserError(
@@ -52,6 +55,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path.parent} has no {path.name}; give the folder of a downloaded checkpoint.") from error
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); download it again.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__} instead of an object; download it again.")
     return content
 
 
@@ -85,7 +90,12 @@ def _read_safetensors(shard: Path, device: str) -> Iterator[tuple[str, Tensor]]:
         for name in opened.keys():  # noqa: SIM118 (not a dict)
             if device == "meta":
                 part = opened.get_slice(name)
-                yield name, torch.empty(part.get_shape(), dtype=_DTYPES[part.get_dtype()], device="meta")
+                dtype = _DTYPES.get(part.get_dtype())
+                if dtype is None:
+                    raise UserError(
+                        f"{shard.name} stores {name} as {part.get_dtype()}; known are {', '.join(_DTYPES)}."
+                    )
+                yield name, torch.empty(part.get_shape(), dtype=dtype, device="meta")
             else:
                 yield name, opened.get_tensor(name)
 
@@ -107,7 +117,20 @@ _DTYPES = {
 def _read_torch_file(shard: Path, device: str) -> Iterator[tuple[str, Tensor]]:
     is_mapped = device == "cpu" and zipfile.is_zipfile(shard)  # older files cannot be mapped
     content = torch.load(shard, map_location=device, weights_only=True, mmap=is_mapped)
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{shard} holds something other than tensors by name; give a model's weights.")
     yield from content.items()
+
+
+def _independent(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that can be stored: contiguous, and each with memory of its own."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in tensors.items():
+        is_shared = tensor.untyped_storage().data_ptr() in seen
+        result[name] = tensor.contiguous().clone() if is_shared else tensor.contiguous()
+        seen.add(tensor.untyped_storage().data_ptr())
+    return result
 
 
 class ShardWriter:
@@ -122,7 +145,11 @@ class ShardWriter:
         """Write one shard; an empty one is skipped."""
         if not tensors:
             return
-        save_file(tensors, self._path(len(self._names)), metadata={"format": "pt"})
+        path = self._path(len(self._names))
+        try:
+            save_file(_independent(tensors), path, metadata={"format": "pt"})
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} cannot be written ({error}); is the disk full?") from error
         self._names.append(list(tensors))
         self._num_bytes += sum(tensor.nbytes for tensor in tensors.values())
 

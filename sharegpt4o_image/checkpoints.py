@@ -32,13 +32,23 @@ def resolve_checkpoint(name: str) -> str:
     )
 
 
-def load_checkpoint(name: str) -> "tuple[Janus4oForImageGeneration, Janus4oProcessor]":
-    """Model (fp32, evaluation mode, on the GPU if there is one) and processor of a checkpoint."""
+def load_checkpoint(name: str, dtype: str = "auto") -> "tuple[Janus4oForImageGeneration, Janus4oProcessor]":
+    """Model (evaluation mode, on the GPU if there is one) and processor of a checkpoint.
+
+    `dtype` is the checkpoint's own by default; train in `"float32"`.
+    """
     import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
 
     from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
 
     folder = resolve_checkpoint(name)
-    model = Janus4oForImageGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    try:
+        model = Janus4oForImageGeneration.from_pretrained(folder, dtype=dtype).eval()
+        processor = Janus4oProcessor.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"The checkpoint {name} cannot be loaded: {reason}") from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device), Janus4oProcessor.from_pretrained(folder)
+    return model.to(device), processor

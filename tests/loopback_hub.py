@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A Hub on this machine: repositories in memory, behind the routes that huggingface_hub calls (no Xet).
 
 What it answers was logged against huggingface_hub 2.4; uploads go the LFS way, commits are a list of file trees.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small checkpoints with random weights, in each of the formats that Janus comes in."""
 
 import json
@@ -5,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import JanusConfig, JanusForConditionalGeneration
+from transformers import JanusConfig, JanusForConditionalGeneration, JanusProcessor
 
 from sharegpt4o_image.builders.converter import convert
 from sharegpt4o_image.janus4o import Janus4oConfig, Janus4oForImageGeneration, Janus4oProcessor
@@ -81,9 +82,9 @@ def save_transformers(folder: Path) -> Path:
     theirs = JanusForConditionalGeneration(JanusConfig(**given))
     theirs.load_state_dict(model.state_dict())
     theirs.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    for name in folder.glob("*.py"):
-        name.unlink()
+    JanusProcessor(
+        processor.image_processor, processor.tokenizer, num_image_tokens=processor.num_image_tokens
+    ).save_pretrained(folder)
     return folder
 
 

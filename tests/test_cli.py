@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from sharegpt4o_image.builders.packer import pack
+from sharegpt4o_image.checkpoints import ASSETS_DIR
 from sharegpt4o_image.cli import main
 from sharegpt4o_image.synthesis.config import SynthesisConfig
 from sharegpt4o_image.synthesis.records import iter_records
@@ -93,6 +94,11 @@ BAD_INPUT = {
     "no such picture": (["generate", "x", "-i", "missing.png"], "There is no picture missing.png"),
     "unreadable picture": (["generate", "x", "-i", "broken.png"], "broken.png cannot be read as a picture"),
     "no such checkpoint": (["generate", "x", "-m", "nothing"], "no checkpoint 'nothing'"),
+    "an original checkpoint": (["generate", "x", "-m", "original"], "sharegpt4o-image convert original"),
+    "a checkpoint of another model": (["evaluate", "scenes", "-m", "llama"], "describes a 'llama' model"),
+    "a damaged checkpoint": (["generate", "x", "-m", "damaged"], "The checkpoint damaged cannot be loaded"),
+    "top_p": (["generate", "x", "--top-p", "2"], "top_p is 2.0; it must be above 0 and at most 1"),
+    "output size": (["generate", "x", "--output-size", "big"], "output_size is 'big'"),
     "no such benchmark": (["evaluate", "genevil"], "no benchmark 'genevil'"),
     "no such run": (["status", "nowhere"], "nowhere"),
     "nothing to pack": (["pack", "nowhere"], "nowhere"),
@@ -108,6 +114,13 @@ BAD_INPUT = {
 def test_bad_input_is_one_sentence_and_leaves_nothing(run, case):
     Path("broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot a picture")
     Path("bare").mkdir()
+    for name, model_type in (("original", "multi_modality"), ("llama", "llama")):
+        Path(name).mkdir()
+        Path(name, "config.json").write_text(json.dumps({"model_type": model_type}))
+    Path("damaged").mkdir()
+    for path in (ASSETS_DIR / "tiny-janus-4o").glob("*.json"):
+        Path("damaged", path.name).write_bytes(path.read_bytes())
+    Path("damaged/model.safetensors").write_bytes(b"damaged")
     before = sorted(Path().rglob("*"))
     arguments, message = BAD_INPUT[case]
     code, out, err = run(*arguments)

@@ -4,14 +4,33 @@
 The modules beside this file are copied verbatim to the Hub by `save_pretrained`; this file is not.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from typing import Any
 
-from sharegpt4o_image.janus4o.configuration_janus4o import Janus4oConfig
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
+
+from sharegpt4o_image.janus4o.configuration_janus4o import (
+    ORIGINAL_FORMAT_MESSAGE,
+    ORIGINAL_MODEL_TYPE,
+    Janus4oConfig,
+)
 from sharegpt4o_image.janus4o.modeling_janus4o import Janus4oForImageGeneration
 from sharegpt4o_image.janus4o.processing_janus4o import Janus4oProcessor
 
 __all__ = ["Janus4oConfig", "Janus4oForImageGeneration", "Janus4oProcessor"]
 
+
+class OriginalJanusConfig(PreTrainedConfig):
+    """Stands for the original format, so that the Auto classes name the command that converts it."""
+
+    model_type = ORIGINAL_MODEL_TYPE
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Refuse, with the command to type."""
+        raise ValueError(ORIGINAL_FORMAT_MESSAGE.format(name=kwargs.get("name_or_path") or "this"))
+
+
+AutoConfig.register(ORIGINAL_MODEL_TYPE, OriginalJanusConfig)
 AutoConfig.register("janus4o", Janus4oConfig)
 AutoModel.register(Janus4oConfig, Janus4oForImageGeneration)
 AutoModelForImageTextToText.register(Janus4oConfig, Janus4oForImageGeneration)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sampling: prompt rows -> P image codes a picture, with guidance (paper section 2, upstream README functions)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -14,6 +16,8 @@ from transformers.utils import logging
 from .processing_janus4o import OUTPUT_SIZES, Images, Janus4oProcessor, images_per_prompt, read_picture
 
 # B pictures, R rows (B times 1 to 3 guidance branches), L prompt tokens, P image tokens, D width, V codes
+
+DECODE_CHUNK = 4  # pictures decoded at once, so that the decoder's feature maps do not outgrow the cache (our choice)
 
 Prompts = str | list[str]
 Generators = torch.Generator | list[torch.Generator]
@@ -78,9 +82,10 @@ class Janus4oGenerationMixin:
             top_k: sample among this many likeliest codes; by default among all.
             top_p: sample among the likeliest codes that together have this probability; by default among all.
             do_sample: `False` takes the likeliest code at every step.
-            negative_prompt: what the unconditional branch reads instead of nothing: one for all, or one each.
+            negative_prompt: what the unconditional branch reads instead of nothing: one for all, or one each. It is
+                laid out without source images.
             generator: one generator, or one for each picture. The picture of a given generator does not depend on
-                what else is in the batch.
+                what else is in the batch (in fp32; rounding differs between kinds of device, and so do pictures).
             output_type: `"pil"`, `"pt"` ((B, 3, H, W) in [-1, 1]) or `"codes"` ((B, P), int64).
             processor: defaults to the one saved beside the checkpoint.
             callback_on_step_end: called with the step (0 to P - 1) and the codes so far (B, step + 1). Returns `True`
@@ -109,7 +114,7 @@ class Janus4oGenerationMixin:
         given = images_per_prompt(image, len(prompts))
         sources = None if given is None else [[read_picture(one) for one in row] for row in given]
         sampler = CodeSampler(len(prompts) * num_images_per_prompt, warpers, generator, self.device)
-        with torch.inference_mode():
+        with torch.inference_mode(), _evaluating(self):
             rows = self._guidance_rows(processor, prompts, sources, guidance, negative_prompt)
             codes_BP = self._sample_codes(
                 rows.repeat(num_images_per_prompt), guidance, sampler, callback_on_step_end, progress_bar
@@ -117,17 +122,15 @@ class Janus4oGenerationMixin:
         codes_BP = codes_BP.clone()  # a normal tensor, which may be trained on
         if output_type == "codes":
             return codes_BP
-        is_whole = codes_BP.shape[1] == self.config.num_image_tokens
-        pixels_BCHW = self.decode_image(codes_BP) if is_whole else self.preview_image(codes_BP)
+        pixels_BCHW = self._decode(codes_BP)
         if output_type == "pt":
             return pixels_BCHW
-        pictures = processor.to_pil(pixels_BCHW)
-        if sources is None:
-            return pictures
-        sizes = [row[0].size if row else None for row in sources for _ in range(num_images_per_prompt)]
+        first_sources = [row[0] if row else None for row in sources or [[]] * len(prompts)]
         return [
-            picture if size is None else processor.restore_size(picture, size, output_size)
-            for picture, size in zip(pictures, sizes, strict=True)
+            picture if source is None else processor.restore_size(picture, source.size, output_size)
+            for picture, source in zip(
+                processor.to_pil(pixels_BCHW), _repeat(first_sources, num_images_per_prompt), strict=True
+            )
         ]
 
     @property
@@ -137,13 +140,20 @@ class Janus4oGenerationMixin:
             name = self.config._name_or_path
             if not name:
                 raise ValueError("This model was not loaded from a checkpoint; pass processor=Janus4oProcessor(...).")
-            # Whoever runs this class has trusted the folder's code already; without the flag transformers would ask.
+            # A class that came with the checkpoint was trusted to run; the installed one says nothing about its code.
+            is_remote = type(self).__module__.startswith("transformers_modules.")
             self._processor = Janus4oProcessor.from_pretrained(
-                name, trust_remote_code=True, revision=getattr(self.config, "_commit_hash", None)
+                name, trust_remote_code=is_remote, revision=getattr(self.config, "_commit_hash", None)
             )
         return self._processor
 
     # ------------------------------------------------------------------ steps
+
+    def _decode(self, codes_BP: Tensor) -> Tensor:
+        """Codes -> pixels (B, 3, H, W), a few pictures at a time; what was stopped early ends in grey."""
+        is_whole = codes_BP.shape[1] == self.config.num_image_tokens
+        decode = self.decode_image if is_whole else self.preview_image
+        return torch.cat([decode(part) for part in codes_BP.split(DECODE_CHUNK)])
 
     def _guidance_rows(
         self,
@@ -161,8 +171,7 @@ class Janus4oGenerationMixin:
         if guidance.scale != 0:
             embeds["cond"], masks["cond"] = self.embed_prompt(input_ids, pixels), mask
         if guidance.scale != 0 and guidance.edit_freedom != 0 and pixels is not None:
-            no_codes = torch.full((len(pixels), self.config.num_image_tokens), -100, device=self.device)
-            embeds["part"], masks["part"] = self.embed_prompt(input_ids, pixels, no_codes), mask
+            embeds["part"], masks["part"] = self.drop_source_codes(embeds["cond"], input_ids), mask
         if guidance.scale != 1:
             null_ids, masks["uncond"] = processor.unconditional_ids(input_ids, mask), mask
             if negative_prompt is not None:
@@ -268,6 +277,8 @@ class CodeSampler:
     ):
         self._warpers = warpers
         given = [generator] if isinstance(generator, torch.Generator) else generator
+        if given is not None and not all(isinstance(one, torch.Generator) for one in _as_list(given)):
+            raise ValueError("generator is no torch.Generator; give torch.Generator().manual_seed(seed), or a list.")
         if given is not None and len(given) not in (1, num_pictures):
             raise ValueError(f"Got {len(given)} generators for {num_pictures} pictures; give one, or one for each.")
         self._generators = _picture_generators(given, num_pictures, device)
@@ -318,6 +329,8 @@ def sampling_warpers(temperature: float, top_k: int | None, top_p: float | None)
 
 
 def _checked_prompts(prompt: Prompts, num_images_per_prompt: int) -> list[str]:
+    if not isinstance(prompt, str | list | tuple):
+        raise ValueError(f"prompt is a {type(prompt).__name__}; give a string or a list of strings.")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts or not all(isinstance(text, str) and text.strip() for text in prompts):
         raise ValueError("A prompt is empty; say what to draw.")
@@ -334,6 +347,25 @@ def _one_for_each(negative_prompt: Prompts, num_prompts: int) -> list[str]:
             f"Got {len(negative_prompt)} negative prompts for {num_prompts} prompts; give one, or one for each."
         )
     return list(negative_prompt)
+
+
+def _as_list(value: object) -> list[object]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _repeat(items: list[Any], times: int) -> list[Any]:
+    return [item for item in items for _ in range(times)]
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while: with gradient checkpointing, a training model keeps no cache."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _pad_left(rows: Tensor, length: int) -> Tensor:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Janus-4o: transformers' Janus, made to edit images and to train on image codes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache, JanusForConditionalGeneration
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .configuration_janus4o import Janus4oConfig
 from .generation_janus4o import Janus4oGenerationMixin
 
 # B batch, L prompt tokens, P image tokens (576), N source images, D width, V codes, H W pixels
+
+logger = logging.get_logger(__name__)
 
 IGNORED_CODE = -100  # a source code with this value leaves its position as a pad
 
@@ -46,7 +50,7 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
     """
 
     config_class = Janus4oConfig
-    # A bf16 encoder changes 12 % of the codes, so the image tokenizer stays in fp32 whatever the dtype of the rest.
+    # A half-precision encoder gives other codes where two are about as near: the image tokenizer is loaded in fp32.
     _keep_in_fp32_modules_strict = ["vqmodel"]  # noqa: RUF012 (transformers declares it so)
     # The loss is divided by `num_items_in_batch` here, so the Trainer must not scale it for accumulation.
     accepts_loss_kwargs = True
@@ -78,7 +82,12 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
         if pixel_values.shape[1:] != (3, side, side):
             raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}, expected (B, 3, {side}, {side}).")
         parameter = vqmodel.quant_conv.weight
-        with torch.autocast(parameter.device.type, enabled=False):
+        if parameter.dtype != torch.float32:
+            logger.warning_once(
+                f"The image tokenizer is in {parameter.dtype}: some codes will differ from those of fp32. "
+                "`from_pretrained(..., dtype=...)` keeps it in fp32, `model.to(dtype)` does not."
+            )
+        with full_precision(parameter.device):
             latents_BDHW = vqmodel.quant_conv(vqmodel.encoder(pixel_values.to(parameter)))
             z_BPD = F.normalize(latents_BDHW.permute(0, 2, 3, 1).flatten(1, 2), dim=-1)
             codebook_VD = F.normalize(vqmodel.quantize.embedding.weight, dim=-1)
@@ -93,9 +102,8 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
         if codes.dim() != 2 or codes.shape[1] != num_codes:
             raise ValueError(f"codes has shape {tuple(codes.shape)}, expected (B, {num_codes}).")
         self._check_codes(codes, "codes")
-        vqmodel = self.model.vqmodel
-        with torch.autocast(vqmodel.quant_conv.weight.device.type, enabled=False):
-            return vqmodel.decode(codes)
+        with full_precision(codes.device):
+            return self.model.vqmodel.decode(codes)
 
     @torch.no_grad()
     def preview_image(self, codes: Tensor) -> Tensor:
@@ -105,6 +113,8 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
         edge of what is drawn may still change.
         """
         num_codes, num_known = self.config.num_image_tokens, codes.shape[1]
+        if not 0 < num_known <= num_codes:
+            raise ValueError(f"codes has shape {tuple(codes.shape)}, expected (B, n) with n from 1 to {num_codes}.")
         missing = codes[:, -1:].expand(-1, num_codes - num_known)
         pixels_BCHW = self.decode_image(torch.cat([codes, missing], dim=1))
         cells = self.config.vq_config.num_patches
@@ -116,7 +126,8 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
         known = codes[codes != IGNORED_CODE] if is_ignored_allowed else codes
         if known.numel() == 0:
             return
-        low, high, last = int(known.min()), int(known.max()), self.config.vq_config.num_embeddings - 1
+        low, high = (int(bound) for bound in torch.stack(known.aminmax()))
+        last = self.config.vq_config.num_embeddings - 1
         if low < 0 or high > last:
             raise ValueError(f"{name} has codes from {low} to {high}; the codebook has 0 to {last}.")
 
@@ -145,12 +156,18 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
             return embeds_BLD
         if source_codes is None:
             source_codes = self.encode_image(source_pixel_values)
-        semantic_NPD = self.model.get_image_features(source_pixel_values.to(embeds_BLD.dtype)).pooler_output
-        embeds_BLD = embeds_BLD.masked_scatter(is_placeholder[..., None], semantic_NPD.to(embeds_BLD.dtype))
+        semantic_NPD = self.model.get_image_features(source_pixel_values.to(embeds_BLD)).pooler_output
+        embeds_BLD = embeds_BLD.masked_scatter(is_placeholder[..., None], semantic_NPD.to(embeds_BLD))
         kept = source_codes != IGNORED_CODE  # (N, P)
         code_NPD = self.embed_codes(source_codes.clamp(min=0))
         filled = is_code.masked_scatter(is_code, kept)  # (B, L)
-        return embeds_BLD.masked_scatter(filled[..., None], code_NPD[kept].to(embeds_BLD.dtype))
+        return embeds_BLD.masked_scatter(filled[..., None], code_NPD[kept].to(embeds_BLD))
+
+    def drop_source_codes(self, embeds_BLD: Tensor, input_ids: Tensor) -> Tensor:
+        """Prompt embeddings with pads where the source codes stand: the l_o row (paper section 2)."""
+        pad_D = self.get_input_embeddings()(torch.tensor(self.config.pad_token_id, device=input_ids.device))
+        is_code = self._source_code_positions(input_ids)
+        return torch.where(is_code[..., None], pad_D, embeds_BLD)
 
     def _source_code_positions(self, input_ids: Tensor) -> Tensor:
         """Where the P pads of every `boi, P pads, eoi` block stand: bool (B, L)."""
@@ -221,7 +238,7 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
         Returns:
             [`Janus4oOutput`]; the parent's output for text.
         """
-        if target_codes is not None or source_pixel_values is not None:
+        if any(given is not None for given in (target_codes, source_pixel_values, source_codes)):
             return self._predict_codes(
                 input_ids, attention_mask, source_pixel_values, source_codes, target_codes, num_items_in_batch
             )
@@ -255,6 +272,10 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
             attention_mask = torch.ones_like(input_ids)
         num_predicted = 1
         if target_codes is not None:
+            if target_codes.dim() != 2 or len(target_codes) != len(input_ids):
+                raise ValueError(
+                    f"target_codes has shape {tuple(target_codes.shape)}, expected {len(input_ids)} rows of codes."
+                )
             self._check_codes(target_codes, "target_codes")
             num_predicted = target_codes.shape[1]
             known_BPD = self.embed_codes(target_codes[:, :-1]).to(embeds_BLD.dtype)
@@ -269,6 +290,14 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
         logits_BPV = self.model.generation_head(hidden_BLD[:, -num_predicted:])
         loss = None if target_codes is None else image_token_loss(logits_BPV, target_codes, num_items_in_batch)
         return Janus4oOutput(loss=loss, logits=logits_BPV)
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Without autocast, and without the TF32 convolutions that cuDNN takes for fp32 ones by default."""
+    tf32 = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
+    with torch.autocast(device.type, enabled=False), tf32:
+        yield
 
 
 def positions_of(attention_mask: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def train(
     """
     if output_dir.exists() and any(output_dir.iterdir()):
         raise UserError(f"{output_dir} is not empty; choose another output directory or remove it.")
-    model, processor = load_checkpoint(model_dir)
+    model, processor = load_checkpoint(model_dir, dtype="float32")
     rows = _all_rows(dataset_dir, model)
     seed = overrides.get("seed", 42)
     split = rows.train_test_split(test_size=_HELD_OUT_SHARE, seed=seed)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Conversion between the original format, transformers' Janus and ours: every tensor, every shard, every refusal."""
 
 import json
@@ -10,9 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_checkpoints import save_original, save_ours, save_transformers, small_processor, split
+from typer.testing import CliRunner
 
-from sharegpt4o_image.builders.converter import check_fit, config_from_original, convert, local_checkpoint
+from sharegpt4o_image.builders.converter import (
+    check_fit,
+    config_from_original,
+    convert,
+    expected_original,
+    local_checkpoint,
+    model_on_meta,
+)
 from sharegpt4o_image.builders.original_format import ToOriginal, to_ours
+from sharegpt4o_image.cli import app
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
 
@@ -42,6 +52,12 @@ def weights(folder):
 # ------------------------------------------------------------------ names and shapes of the released models
 
 
+class FakeProcessor:
+    """Stands for a processor where only the token ids count."""
+
+    tokenizer = small_processor().tokenizer
+
+
 def released_config(num_layers):
     """What Janus-Pro's own config.json says: class names instead of sizes (7B: not even the number of heads)."""
     heads = {} if num_layers == 30 else {"num_attention_heads": 16, "num_key_value_heads": 16}
@@ -61,16 +77,15 @@ def test_every_tensor_of_the_released_models_is_explained(name, num_tensors, num
     shapes = json.loads(RELEASED.read_text(encoding="utf-8"))[name]
     tensors = {key: torch.empty(shape, device="meta", dtype=torch.bfloat16) for key, shape in shapes.items()}
     assert len(tensors) == num_tensors
-    config = config_from_original(tensors, released_config(num_layers), small_processor().tokenizer)
+    config = config_from_original(tensors, released_config(num_layers), FakeProcessor())
     text, vision, vq = config.text_config, config.vision_config, config.vq_config
     assert (text.num_hidden_layers, text.hidden_size, text.num_attention_heads) == (num_layers, width, heads)
     assert (vision.num_hidden_layers, vision.num_attention_heads, vision.image_size) == (24, 16, 384)
     assert (vq.base_channels, list(vq.channel_multiplier), vq.num_embeddings) == (128, [1, 1, 2, 2, 4], 16384)
-    check_fit(config, tensors, to_ours)
-
     dropped = {key for key, tensor in tensors.items() if not to_ours(key, tensor)}
     assert all("attn_pool" in key or key.endswith("codebook_used") for key in dropped)
     converted = {new: value for key, t in tensors.items() for new, value in to_ours(key, t).items()}
+    check_fit(converted, model_on_meta(config).state_dict(), lambda name: False)
     back = ToOriginal(has_tied_embeddings=False)
     returned = {new: value for key, t in converted.items() for new, value in back.convert(key, t).items()}
     assert {key: list(value.shape) for key, value in returned.items()} == {
@@ -259,11 +274,26 @@ REFUSALS = {
     ),
     "missing tensor": (
         edited_tensors(lambda t: t.pop("gen_head.vision_head.bias")),
-        "lacks 1 of .* tensors, such as model.generation_head.vision_head.bias",
+        "lacks 1 of .* tensors, such as gen_head.vision_head.bias",
     ),
     "missing size": (
-        edited_tensors(lambda t: t.pop("gen_embed.weight") is None or t.pop("gen_aligner.layers.0.weight")),
-        "has no gen_aligner.layers.0.weight",
+        edited_tensors(lambda t: [t.pop(name) for name in list(t) if name.startswith("gen_vision_model.encoder")]),
+        "has no gen_vision_model.encoder.conv_in.weight, which tells a size; it is incomplete",
+    ),
+    "index without shards": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text("{}"),
+        "names no shards",
+    ),
+    "config is a list": (
+        lambda folder: (folder / "config.json").write_text("[]"),
+        "holds a list instead of an object",
+    ),
+    "not tensors": (
+        lambda folder: (
+            (folder / "model.safetensors").unlink(),
+            torch.save({"weights": [1, 2]}, folder / "pytorch_model.bin"),
+        ),
+        "holds something other than tensors by name",
     ),
     "unexplained tensor": (
         edited_tensors(lambda t: t.update({"adapter.weight": torch.zeros(2)})),
@@ -281,6 +311,72 @@ def test_a_bad_checkpoint_is_refused_in_one_sentence(original, tmp_path, case):
         convert(source, tmp_path / "ours")
     assert "\n" not in str(raised.value)
     assert {path.name for path in tmp_path.iterdir()} == {"source"}  # nothing half-written
+
+
+def test_one_tensor_of_a_wrong_shape_is_named_with_both_shapes(original):
+    """Also those from which sizes are read: each is outvoted by the others."""
+    given = json.loads((original / "config.json").read_text())
+    processor = FakeProcessor()
+    whole = {name: tensor.to("meta") for name, tensor in weights(original).items() if to_ours(name, tensor)}
+    for name, tensor in whole.items():
+        if any(f".{number}." in name for number in (1, 2)) and "aligner" not in name:
+            continue  # as the layers of number 0
+        shape = list(tensor.shape)
+        for wrong in ([shape[0] + 1, *shape[1:]], [*shape[:-1], shape[-1] + 2], [5]):
+            spoilt = whole | {name: torch.empty(wrong, device="meta")}
+            model = model_on_meta(config_from_original(spoilt, given, processor))
+            with pytest.raises(UserError) as raised:
+                check_fit(spoilt, expected_original(model), lambda _: False)
+            assert f"The tensor {name} has the shape {wrong}, expected {shape};" in str(raised.value)
+
+
+def test_tensors_that_share_memory_are_stored_twice(original, tmp_path):
+    source = copied(original, tmp_path)
+    tensors = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    tensors["language_model.lm_head.weight"] = tensors["language_model.model.embed_tokens.weight"]
+    name = "language_model.model.layers.0.mlp.gate_proj.weight"
+    tensors[name] = tensors[name].T.contiguous().T
+    torch.save(tensors, source / "pytorch_model.bin")
+    convert(source, tmp_path / "ours")
+    stored = weights(tmp_path / "ours")
+    assert torch.equal(stored["lm_head.weight"], tensors["language_model.lm_head.weight"])
+    assert torch.equal(stored["model.language_model.layers.0.mlp.gate_proj.weight"], tensors[name])
+
+
+def test_a_pad_token_of_the_original_processor_counts(original, tmp_path):
+    """Released tokenizers name another one, or none; the original code takes the processor's `pad_tag`."""
+    source = copied(original, tmp_path)
+    path = source / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": "<｜end▁of▁sentence｜>"}))
+    convert(source, tmp_path / "ours")
+    tokenizer = Janus4oProcessor.from_pretrained(tmp_path / "ours").tokenizer
+    assert tokenizer.pad_token == "<｜▁pad▁｜>"
+    assert Janus4oForImageGeneration.from_pretrained(tmp_path / "ours").config.pad_token_id == tokenizer.pad_token_id
+
+
+def test_defaults_and_geometry_survive_the_original_format(tmp_path):
+    ours = save_ours(tmp_path / "ours")
+    for name, change in (
+        ("config.json", {"guidance_scale": 1.5, "edit_freedom": 0.5}),
+        ("processor_config.json", {"geometry": "center_crop"}),
+    ):
+        path = ours / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    convert(ours, tmp_path / "original")
+    convert(tmp_path / "original", tmp_path / "again")
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert (config["guidance_scale"], config["edit_freedom"]) == (1.5, 0.5)
+    assert Janus4oProcessor.from_pretrained(tmp_path / "again").geometry == "center_crop"
+
+
+def test_the_verb_prints_what_was_left_out(original, tmp_path, capsys):
+    result = CliRunner().invoke(app, ["convert", str(original), str(tmp_path / "ours")])
+    assert result.exit_code == 0
+    assert "tensors in the format janus4o" in result.stdout
+    assert "Left out 2 tensors that nothing uses: gen_vision_model.quantize.codebook_used, vision" in result.stdout
+    again = CliRunner().invoke(app, ["convert", str(tmp_path / "ours"), str(tmp_path / "again"), "--json"])
+    assert json.loads(again.stdout)["target_format"] == "multi_modality"
 
 
 def test_a_folder_that_holds_something_is_not_overwritten(original, tmp_path):

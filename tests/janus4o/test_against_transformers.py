@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Against transformers' own Janus with the same weights: equal where it is right, and the table of `docs/model.md`."""
 
 import pytest
@@ -150,6 +151,15 @@ def test_special_tokens_in_a_prompt(folder, processor):
     theirs = JanusProcessor.from_pretrained(folder)(text=prompt, generation_mode="image", return_tensors="pt")
     assert (theirs["input_ids"] == boi).sum() == 2
     assert (processor(text=prompt, generation_mode="image")["input_ids"] == boi).sum() == 1
+
+
+def test_source_sizes(folder, processor):
+    """68 of 100 rows become 21.76 of 32."""
+    pictures = [Image.new("RGB", (100, height), "red") for height in (61, 65, 68)]
+    theirs = JanusProcessor.from_pretrained(folder).image_processor(images=pictures, return_tensors="pt")
+    ours = processor.source_pixels(pictures)
+    rows = [(pixels[:, 0, :, 16] > 0.9).sum(1).tolist() for pixels in (theirs["pixel_values"], ours)]
+    assert rows == [[20, 21, 22], [19, 20, 21]]
 
 
 def test_sampling_is_cut_off_at_50_codes_by_default(theirs, inputs):

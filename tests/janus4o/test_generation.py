@@ -1,6 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
 """`generate_image`: the distribution it draws from, what a picture depends on, and what it refuses."""
 
+import contextlib
+import json
 import random
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -305,6 +310,34 @@ def test_a_model_without_a_checkpoint_needs_a_processor():
     assert len(model.generate_image("a star", processor=processor)) == 1
 
 
+def test_drawing_while_training_uses_the_cache(folder):
+    model = Janus4oForImageGeneration.from_pretrained(folder)
+    expected = codes_of(model, "a red circle", do_sample=False)
+    model.train()
+    model.activation_checkpointing_enable()
+    assert torch.equal(codes_of(model, "a red circle", do_sample=False), expected)
+    assert model.training
+
+
+def test_an_image_tokenizer_in_half_precision_is_warned_of(folder, processor, caplog):
+    model = Janus4oForImageGeneration.from_pretrained(folder).to(torch.bfloat16)
+    model.encode_image(processor.source_pixels([picture(0)]))
+    assert "The image tokenizer is in torch.bfloat16" in caplog.text
+
+
+def test_loading_the_processor_runs_no_code_that_was_not_trusted(folder, tmp_path):
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / "processing_janus4o.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    (copy / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    path = copy / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | {"auto_map": {"AutoTokenizer": [None, "evil.Evil"]}}
+    path.write_text(json.dumps(config))
+    model = Janus4oForImageGeneration.from_pretrained(copy)
+    with contextlib.suppress(ValueError):
+        model.generate_image("a star", output_type="codes")
+    assert not (tmp_path / "ran").exists()
+
+
 # ------------------------------------------------------------------ refusals
 
 REFUSALS = {
@@ -327,6 +360,9 @@ REFUSALS = {
     "images": ({"prompt": ["a", "b", "c"], "image": [picture(0), picture(1)]}, "Got 2 images for 3 prompts"),
     "image lists": ({"prompt": ["a", "b"], "image": [[picture(0)]]}, "Got 1 lists of source images for 2 prompts"),
     "negative prompts": ({"prompt": ["a", "b"], "negative_prompt": ["x"] * 3}, "Got 3 negative prompts for 2 prompts"),
+    "generator type": ({"generator": 7}, "generator is no torch.Generator; give torch.Generator"),
+    "prompt type": ({"prompt": 3}, "prompt is a int; give a string or a list of strings"),
+    "empty image list": ({"image": []}, "image is an empty list; leave it out"),
     "image type": ({"image": 3}, "image is a int; give a PIL image"),
     "image item": ({"image": [3]}, "A source image is a int; give a PIL image or a path"),
 }
@@ -346,6 +382,12 @@ def test_codes_and_pixels_of_the_wrong_shape_or_range(model, processor):
         model.decode_image(codes.index_fill(1, torch.tensor([5]), NUM_CODES))
     with pytest.raises(ValueError, match=r"codes has shape \(1, 63\), expected \(B, 64\)"):
         model.decode_image(codes[:, :-1])
+    with pytest.raises(ValueError, match=r"codes has shape \(1, 65\), expected \(B, n\) with n from 1 to 64"):
+        model.preview_image(torch.cat([codes, codes[:, :1]], 1))
+    with pytest.raises(ValueError, match=r"target_codes has shape \(2, 64\), expected 1 rows"):
+        model(**batch, target_codes=torch.cat([codes, codes]))
+    with pytest.raises(ValueError, match=r"source_codes has shape \(1, 64\), expected \(0, 64\)"):
+        model(**batch, source_codes=codes)
     with pytest.raises(ValueError, match=r"target_codes has codes from -1 to 0"):
         model(**batch, target_codes=codes.index_fill(1, torch.tensor([5]), -1))
     with pytest.raises(ValueError, match=r"pixel_values has shape \(1, 3, 16, 32\), expected \(B, 3, 32, 32\)"):

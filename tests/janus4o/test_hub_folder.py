@@ -33,7 +33,7 @@ batch = processor.prepare_image_generation(["make it blue"], [[source]])
 with torch.no_grad():
     logits = model(**batch, target_codes=torch.arange(64)[None]).logits
 codes = model.generate_image("make it blue", image=source, do_sample=False, output_type="codes")
-print(json.dumps({"names": names, "logits": logits.double().sum((0, 1)).tolist(), "codes": codes.tolist()}))
+print(json.dumps({"names": names, "logits": logits.flatten().tolist(), "codes": codes.tolist()}))
 """
 
 PUSH = """
@@ -63,7 +63,7 @@ def expected(folder):
     codes = model.generate_image("make it blue", image=source, do_sample=False, output_type="codes")
     return {
         "names": ["Janus4oConfig", "Janus4oForImageGeneration"],
-        "logits": output.logits.double().sum((0, 1)).tolist(),
+        "logits": output.logits.flatten().tolist(),
         "codes": codes.tolist(),
     }
 
@@ -87,7 +87,7 @@ def same_answer(stdout, expected):
     answer = json.loads(stdout)  # nothing else is printed, and nothing is asked
     assert answer["names"] == expected["names"]
     assert answer["codes"] == expected["codes"]
-    assert answer["logits"] == pytest.approx(expected["logits"], abs=1e-4)
+    torch.testing.assert_close(torch.tensor(answer["logits"]), torch.tensor(expected["logits"]), atol=1e-5, rtol=0)
 
 
 def test_the_code_is_copied_verbatim(folder):
@@ -118,6 +118,41 @@ def test_a_clean_process_computes_the_same_from_a_hub(folder, expected, tmp_path
         there = environment(hub.endpoint, str(tmp_path / "loading"))
         same_answer(run(SCRIPT, "tester/janus", cwd=tmp_path, environment=there), expected)
     assert (tmp_path / "loading" / "hub" / "models--tester--janus" / "snapshots" / sha).is_dir()
+
+
+UPLOAD = """
+import sys
+from huggingface_hub import create_repo, upload_folder
+create_repo(sys.argv[2])
+upload_folder(repo_id=sys.argv[2], folder_path=sys.argv[1])
+"""
+
+LOAD_ORIGINAL = """
+import sys
+from transformers import AutoModel
+from sharegpt4o_image.builders.converter import convert, local_checkpoint
+from sharegpt4o_image.janus4o import Janus4oForImageGeneration
+for load in (Janus4oForImageGeneration.from_pretrained, AutoModel.from_pretrained):
+    try:
+        load(sys.argv[1])
+    except ValueError as error:
+        print(error)
+from pathlib import Path
+convert(local_checkpoint(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+def test_an_original_repository_is_converted_from_the_hub(expected, tmp_path):
+    """Loading it names the command, and the command downloads it."""
+    original = save_original(tmp_path / "original")
+    with LoopbackHub() as hub:
+        there = environment(hub.endpoint, str(tmp_path / "home"))
+        run(UPLOAD, original, "tester/original", cwd=tmp_path, is_isolated=False, environment=there)
+        printed = run(LOAD_ORIGINAL, "tester/original", tmp_path / "ours", cwd=tmp_path, is_isolated=False,
+                      environment=there)  # fmt: skip
+    command = "sharegpt4o-image convert tester/original janus4o-folder"
+    assert [command in line for line in printed.splitlines()] == [True, True]
+    same_answer(run(SCRIPT, tmp_path / "ours", cwd=tmp_path), expected)
 
 
 def test_saving_again_keeps_the_folder_loadable(folder, tmp_path):

@@ -1,12 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
 """Prompts and pictures -> tensors: layouts token for token, geometry, and pictures of every kind."""
 
 import io
+import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageChops, ImageDraw
 from small_checkpoints import small_processor
+from tokenizers import Tokenizer
 
 from sharegpt4o_image.janus4o import Janus4oProcessor
 from sharegpt4o_image.janus4o.processing_janus4o import read_picture
@@ -75,6 +78,27 @@ def test_special_tokens_in_a_prompt_are_plain_text(processor, token, has_source)
     assert token in processor.tokenizer.decode(ids)
 
 
+def test_control_tokens_are_found_whatever_their_flags():
+    """Released tokenizers flag some of them as ordinary added tokens, which no tokenizer option splits."""
+    processor = small_processor()
+    state = json.loads(processor.tokenizer.backend_tokenizer.to_str())
+    for token in state["added_tokens"]:
+        token["special"] = token["content"] not in ("<|User|>", "<|Assistant|>")
+    processor.tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+    user = processor.tokenizer.convert_tokens_to_ids("<|User|>")
+    assert processor.tokenizer("<|User|>", split_special_tokens=True)["input_ids"] == [user]  # no option splits it
+    ids = processor.prepare_image_generation(["a <|User|> sign"])["input_ids"][0].tolist()
+    assert ids.count(user) == 1
+    assert "a <|User|> sign" in processor.tokenizer.decode(ids)
+
+
+def test_what_a_chat_template_formatted_is_left_to_the_parent(processor):
+    text = "<|User|>: a red circle\n\n<|Assistant|>:"
+    ids = processor(text=text, generation_mode="image")["input_ids"][0].tolist()
+    expected = processor.tokenizer(f"{text}<begin_of_image>", add_special_tokens=False)["input_ids"]
+    assert ids[-len(expected) :] == expected
+
+
 def test_image_mode_uses_the_images(processor):
     picture = Image.new("RGB", (32, 32), "red")
     one = processor(text="make it blue", images=picture, generation_mode="image")
@@ -105,6 +129,32 @@ def test_geometry_is_kept_with_the_checkpoint(processor, tmp_path):
     assert Janus4oProcessor.from_pretrained(tmp_path).geometry == "center_crop"
     with pytest.raises(ValueError, match="geometry is 'stretch'; choose 'pad' or 'center_crop'"):
         Janus4oProcessor(processor.image_processor, processor.tokenizer, geometry="stretch")
+
+
+def letterbox(picture, side, min_side):
+    """The original `VLMImageProcessor` (image_processing_vlm.py), written out: integer sizes, bars of 127."""
+    width, height = picture.size
+    longest = max(width, height)
+    size = [max(int(length / longest * side), min_side) for length in (width, height)]
+    resized = picture.resize(size, Image.Resampling.BICUBIC)
+    square = Image.new("RGB", (side, side), (127, 127, 127))
+    square.paste(resized, ((side - size[0]) // 2, (side - size[1]) // 2))
+    levels = np.asarray(square).astype(np.float32) / 255
+    return torch.tensor((levels - 0.5) / 0.5).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("size", [(500, 333), (333, 500), (640, 427), (101, 77), (384, 384), (50, 40), (1200, 67)])
+def test_pad_is_the_letterbox_of_the_original_code(processor, size):
+    wide = Janus4oProcessor(
+        type(processor.image_processor)(
+            size={"height": 384, "width": 384}, min_size=14, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        ),
+        processor.tokenizer,
+    )
+    noise = Image.effect_noise(size, 90).convert("RGB")
+    torch.testing.assert_close(wide.source_pixels([noise])[0], letterbox(noise, 384, 14), atol=1e-6, rtol=0)
+    text = wide(text="<|User|>: <image_placeholder>\nWhat?\n\n<|Assistant|>:", images=noise)
+    torch.testing.assert_close(text["pixel_values"][0], letterbox(noise, 384, 14), atol=1e-6, rtol=0)
 
 
 def scene(size):
@@ -167,6 +217,11 @@ def test_transparency_lies_over_white():
     palette.putpalette([255, 0, 0, 0, 255, 0])
     palette.info["transparency"] = 0
     assert read_picture(palette).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_mode_that_no_picture_has_is_refused():
+    with pytest.raises(ValueError, match="has the mode 'F'; known are 1, L, LA"):
+        read_picture(Image.new("F", (16, 16)))
 
 
 def test_cmyk_grey_and_rotated_pictures(tmp_path):

@@ -8,7 +8,14 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoTokenizer, JanusConfig
 
 ORIGINAL_MODEL_TYPE = "multi_modality"  # deepseek-ai/Janus-Pro-*, FreedomIntelligence/Janus-4o-7B
+ORIGINAL_FORMAT_MESSAGE = (
+    "{name} is a checkpoint in the original Janus format; convert it first: "
+    "sharegpt4o-image convert {name} janus4o-folder"
+)
 TRANSFORMERS_MODEL_TYPE = "janus"  # deepseek-community/Janus-Pro-*
+
+# Arguments of `from_pretrained` that say where the files are.
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 @strict
@@ -52,19 +59,17 @@ class Janus4oConfig(JanusConfig):
         Raises:
             ValueError: for an original checkpoint, with the command that converts it, and for other models.
         """
+        hub_options = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         model_type, name = config_dict.get("model_type"), pretrained_model_name_or_path
         if model_type == ORIGINAL_MODEL_TYPE:
-            raise ValueError(
-                f"{name} is a checkpoint in the original Janus format; convert it first: "
-                f"sharegpt4o-image convert {name} janus4o-folder"
-            )
+            raise ValueError(ORIGINAL_FORMAT_MESSAGE.format(name=name))
         if model_type not in (cls.model_type, TRANSFORMERS_MODEL_TYPE):
             raise ValueError(
                 f"The configuration of {name} describes a {model_type!r} model; expected {cls.model_type!r}."
             )
         if model_type == TRANSFORMERS_MODEL_TYPE:
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=config_dict.get("_commit_hash"))
+            tokenizer = AutoTokenizer.from_pretrained(name, **hub_options)
             config_dict |= token_ids(tokenizer) | {"model_type": cls.model_type}
         return config_dict, kwargs
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processor of Janus-4o: prompts and source images -> token ids and pixels, for generation and for editing."""
 
+import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ ASSISTANT_TAG = "<|Assistant|>"
 GEOMETRIES = ("pad", "center_crop")
 # What an edited picture is returned as: the model's square, the square without its bars, or that in the source's size.
 OUTPUT_SIZES = ("model", "aspect_ratio", "source")
+
+# Modes whose pictures can be shown; "I" and "I;16" hold 16 bits a pixel.
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "I", "I;16", "I;16B", "I;16L")
 
 MIN_SOURCE_SIDE = 8  # pixels; our choice: in a smaller picture there is nothing to edit
 
@@ -83,22 +88,28 @@ class Janus4oProcessor(JanusProcessor):
         )
 
     def __call__(self, text: Any = None, images: Any = None, **kwargs: Any) -> BatchFeature:
-        """As [`JanusProcessor.__call__`], but `generation_mode="image"` uses the images instead of dropping them.
+        """As [`JanusProcessor.__call__`], but `generation_mode="image"` lays prompts out as training does.
 
-        For text, each `<image_placeholder>` in `text` stands for one of `images`.
+        For text, each `<image_placeholder>` in `text` stands for one of `images`. In image mode `text` is prompts or
+        edit instructions and `images` their sources, see [`prepare_image_generation`]; what a chat template has
+        formatted already is left to the parent.
         """
         texts = [text] if isinstance(text, str) else list(text or [])
-        if kwargs.get("generation_mode") == "image":
+        is_formatted = any(one.startswith(USER_TAG) for one in texts)
+        if kwargs.get("generation_mode") == "image" and not is_formatted:
             return self.prepare_image_generation(texts, images_per_prompt(images, len(texts)))
         pictures = [] if images is None else _flatten(images)
+        are_pictures = all(isinstance(one, str | Path | Image.Image) for one in pictures)
         num_placeholders = sum(one.count(self.image_token) for one in texts)
-        if texts and num_placeholders != len(pictures) and not any(isinstance(one, Tensor) for one in pictures):
+        if texts and are_pictures and num_placeholders != len(pictures):
             raise ValueError(
                 f"The text has {num_placeholders} image placeholders ({self.image_token}) and {len(pictures)} images "
                 "were given; give one image for each."
             )
-        readable = [read_picture(one) if isinstance(one, Image.Image | Path) else one for one in pictures]
-        return super().__call__(text=text, images=readable or None, **kwargs)
+        squares = [
+            self.pad_to_square(read_picture(one)) if isinstance(one, Path | Image.Image) else one for one in pictures
+        ]
+        return super().__call__(text=text, images=squares or None, **kwargs)
 
     # ------------------------------------------------------------------ prompts
 
@@ -115,7 +126,9 @@ class Janus4oProcessor(JanusProcessor):
             `input_ids` and `attention_mask` (B, L), left-padded, and, when there are sources, `source_pixel_values`
             (N, 3, H, W) in [-1, 1], all sources in order of the rows.
         """
-        sources = images or [[] for _ in prompts]
+        if not prompts:
+            raise ValueError("There is no prompt; say what to draw.")
+        sources = images if images is not None else [[] for _ in prompts]
         if len(sources) != len(prompts):
             raise ValueError(
                 f"Got {len(sources)} lists of source images for {len(prompts)} prompts; give one list each."
@@ -162,15 +175,68 @@ class Janus4oProcessor(JanusProcessor):
         return [tokenizer.bos_token_id, user, *content, assistant, *self._plain_ids(":"), boi]
 
     def _plain_ids(self, text: str) -> list[int]:
-        """Token ids of `text` in which special tokens are spelled out as ordinary text."""
-        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        """Token ids of `text` in which control tokens are spelled out as ordinary text.
+
+        They are cut in two before the tokenizer sees them: whether it would split them itself depends on flags that
+        released tokenizers set differently.
+        """
+        pieces = self._control_tokens.sub(lambda match: f"{match[0][0]}\0{match[0][1:]}", text.replace("\0", ""))
+        return [
+            token
+            for piece in pieces.split("\0")
+            for token in self.tokenizer(piece, add_special_tokens=False)["input_ids"]
+        ]
+
+    @cached_property
+    def _control_tokens(self) -> re.Pattern[str]:
+        """Every string that the tokenizer turns into a token with a meaning of its own."""
+        tokenizer = self.tokenizer
+        tokens = {self.image_token, self.image_start_token, self.image_end_token, USER_TAG, ASSISTANT_TAG}
+        tokens |= {tokenizer.pad_token, *tokenizer.all_special_tokens}
+        return re.compile("|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)))
 
     # ------------------------------------------------------------------ pictures
 
     def source_pixels(self, images: Sequence[ImageInput]) -> Tensor:
         """Pictures -> pixel values (N, 3, H, W) in [-1, 1], made square as `geometry` says, and resized."""
-        squares = [self._make_square(read_picture(image)) for image in images]
+        make_square = self.pad_to_square if self.geometry == "pad" else self.crop_to_square
+        squares = [make_square(read_picture(image)) for image in images]
         return self.image_processor(images=squares, return_tensors="pt")["pixel_values"]
+
+    def pad_to_square(self, picture: Image.Image) -> Image.Image:
+        """Resize the longer side to the model's, and add grey bars.
+
+        As the original `VLMImageProcessor`, which cuts the shorter side to an integer where transformers 5.23 rounds
+        it: for two pictures in three that is another picture.
+        """
+        side = self.image_processor.size["height"]
+        left, top, right, bottom = self.content_box(picture.size)
+        content = picture.resize((right - left, bottom - top), Image.Resampling.BICUBIC)
+        square = Image.new("RGB", (side, side), self._background_color)
+        square.paste(content, (left, top))
+        return square
+
+    def crop_to_square(self, picture: Image.Image) -> Image.Image:
+        """Cut the longer side to the shorter one's length, around the middle."""
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        return picture.crop((left, top, left + side, top + side))
+
+    def content_box(self, source_size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Where a picture of that width and height lies in the padded square: left, top, right, bottom."""
+        side, min_side = self.image_processor.size["height"], self.image_processor.min_size
+        width, height = (int(length / max(source_size) * side) for length in source_size)
+        if min(width, height) < min_side:
+            raise ValueError(
+                f"The source image has {source_size[0]} x {source_size[1]} pixels: at the model's {side} pixels its "
+                f"shorter side would have {min(width, height)}, and {min_side} are needed; crop it."
+            )
+        left, top = (side - width) // 2, (side - height) // 2
+        return left, top, left + width, top + height
+
+    @property
+    def _background_color(self) -> tuple[int, ...]:
+        return tuple(int(mean * 255) for mean in self.image_processor.image_mean)
 
     def to_pil(self, pixels_BCHW: Tensor) -> list[Image.Image]:
         """Pixel values in [-1, 1] -> 8-bit pictures, rounded down as upstream does."""
@@ -191,34 +257,8 @@ class Janus4oProcessor(JanusProcessor):
         width, height = source_size
         if self.geometry == "center_crop":
             width = height = min(source_size)
-        content = picture.crop(self._content_box(source_size)) if self.geometry == "pad" else picture
+        content = picture.crop(self.content_box(source_size)) if self.geometry == "pad" else picture
         return content if output_size == "aspect_ratio" else content.resize((width, height), Image.Resampling.LANCZOS)
-
-    def _make_square(self, picture: Image.Image) -> Image.Image:
-        """Cut to a square, or leave the bars to the image processor, which pads after it has resized."""
-        if self.geometry == "center_crop":
-            side = min(picture.size)
-            left, top = (picture.width - side) // 2, (picture.height - side) // 2
-            return picture.crop((left, top, left + side, top + side))
-        self._check_proportions(picture.size)
-        return picture
-
-    def _check_proportions(self, size: tuple[int, int]) -> None:
-        side, min_side = self.image_processor.size["height"], self.image_processor.min_size
-        shorter = round(min(size) * (side / max(size)))
-        if shorter < min_side:
-            raise ValueError(
-                f"The source image has {size[0]} x {size[1]} pixels: at the model's {side} pixels its shorter side "
-                f"would have {shorter}, and {min_side} are needed; crop it."
-            )
-
-    def _content_box(self, source_size: tuple[int, int]) -> tuple[int, int, int, int]:
-        """Where the source lies in the padded square: left, top, right, bottom (`JanusImageProcessorPil`)."""
-        side = self.image_processor.size["height"]
-        scale = side / max(source_size)
-        width, height = (round(length * scale) for length in source_size)
-        left, top = (side - width) // 2, (side - height) // 2
-        return left, top, left + width, top + height
 
 
 # ------------------------------------------------------------------ what callers give
@@ -252,6 +292,8 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     num_frames = getattr(image, "n_frames", 1)
     if num_frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview as second frame
         raise ValueError(f"{name} is animated: it has {num_frames} frames; give a picture with 1.")
+    if image.mode not in _MODES:
+        raise ValueError(f"{name} has the mode {image.mode!r}; known are {', '.join(_MODES)}.")
     try:
         upright = ImageOps.exif_transpose(image)
     except OSError as error:
@@ -272,6 +314,8 @@ def images_per_prompt(image: Images | None, num_prompts: int) -> list[list[Image
         return [[image] for _ in range(num_prompts)]
     if not isinstance(image, list | tuple):
         raise ValueError(f"image is a {type(image).__name__}; give a PIL image, a path, or a list of them.")
+    if not image:
+        raise ValueError("image is an empty list; leave it out to draw from text alone.")
     if any(isinstance(one, list | tuple) for one in image):
         return [list(sources) if isinstance(sources, list | tuple) else [sources] for sources in image]
     if num_prompts == 1:
