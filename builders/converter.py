@@ -30,14 +30,13 @@ from sharegpt4o_image.builders.original_format import (
 from sharegpt4o_image.builders.staging import staged_folder
 from sharegpt4o_image.builders.weight_files import ShardWriter, find_shards, iter_tensors, read_json, read_meta
 from sharegpt4o_image.errors import UserError
+from sharegpt4o_image.janus4o.configuration_janus4o import ORIGINAL_MODEL_TYPE, TRANSFORMERS_MODEL_TYPE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from sharegpt4o_image.janus4o import Janus4oConfig, Janus4oForImageGeneration, Janus4oProcessor
 
-ORIGINAL_MODEL_TYPE = "multi_modality"  # deepseek-ai/Janus-Pro-*, FreedomIntelligence/Janus-4o-7B
-TRANSFORMERS_MODEL_TYPE = "janus"  # deepseek-community/Janus-Pro-*
 OUR_MODEL_TYPE = "janus4o"
 MODEL_TYPES = (ORIGINAL_MODEL_TYPE, TRANSFORMERS_MODEL_TYPE, OUR_MODEL_TYPE)
 

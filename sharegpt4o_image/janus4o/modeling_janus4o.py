@@ -13,7 +13,7 @@ from transformers import Cache, JanusForConditionalGeneration
 from transformers.utils import ModelOutput, logging
 
 from .configuration_janus4o import Janus4oConfig
-from .generation_janus4o import Janus4oGenerationMixin
+from .generation_janus4o import Janus4oGenerationMixin, positions_of
 
 # B batch, L prompt tokens, P image tokens (576), N source images, D width, V codes, H W pixels
 
@@ -298,11 +298,6 @@ def full_precision(device: torch.device) -> Iterator[None]:
     tf32 = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
     with torch.autocast(device.type, enabled=False), tf32:
         yield
-
-
-def positions_of(attention_mask: Tensor) -> Tensor:
-    """Position of every token in its own row, left padding not counted: (B, L)."""
-    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def image_token_loss(

@@ -209,6 +209,30 @@ def test_edit_freedom_weighs_the_rows_with_and_without_source_codes(model, proce
     assert torch.equal(((full + 3.0 * part) / 4.0).argmax(-1), codes)
 
 
+def test_an_edit_weighs_three_rows_and_computes_no_more_than_it_needs(model, processor):
+    source, rows = picture(2), []
+    handle = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["inputs_embeds"])), with_kwargs=True
+    )
+    options = {"image": source, "do_sample": False}
+    codes = codes_of(model, "make it red", guidance_scale=2.0, edit_freedom=3.0, **options)
+    widths = {tuple(set(rows))}
+    for scale, freedom in ((2.0, 0.0), (1.0, 3.0), (1.0, 0.0), (0.0, 3.0)):
+        rows.clear()
+        codes_of(model, "make it red", guidance_scale=scale, edit_freedom=freedom, **options)
+        widths.add((scale, freedom, *set(rows)))
+    handle.remove()
+    assert widths == {(3,), (2.0, 0.0, 2), (1.0, 3.0, 2), (1.0, 0.0, 1), (0.0, 3.0, 1)}
+    batch = processor.prepare_image_generation(["make it red"], [[source]])
+    no_codes = torch.full((1, model.config.num_image_tokens), -100)
+    null_ids = processor.unconditional_ids(batch["input_ids"], batch["attention_mask"])
+    with torch.no_grad():
+        full = model(**batch, target_codes=codes).logits
+        part = model(**batch, source_codes=no_codes, target_codes=codes).logits
+        null = model(input_ids=null_ids, target_codes=codes).logits
+    assert torch.equal((null + 2.0 * ((full + 3.0 * part) / 4.0 - null)).argmax(-1), codes)
+
+
 def test_several_source_images_stand_in_order(model, processor):
     first, second = picture(1), picture(2)
     batch = processor.prepare_image_generation(["join them"], [[first, second]])

@@ -13,9 +13,11 @@ from transformers import DynamicCache
 from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.utils import logging
 
+from .decoding_janus4o import CodeDecoder, PromptPrefix
 from .processing_janus4o import OUTPUT_SIZES, Images, Janus4oProcessor, images_per_prompt, read_picture
 
-# B pictures, R rows (B times 1 to 3 guidance branches), L prompt tokens, P image tokens, D width, V codes
+# B pictures, G prompts of all branches (1 to 3), R rows (the same for every picture), L prompt tokens, P image tokens,
+# D width, V codes
 
 DECODE_CHUNK = 4  # pictures decoded at once, so that the decoder's feature maps do not outgrow the cache (our choice)
 
@@ -26,23 +28,15 @@ StepCallback = Callable[[int, Tensor], bool | None]
 
 @dataclass
 class GuidanceRows:
-    """The rows that one step computes: branch after branch, each with all B pictures.
+    """The prompts of all guidance branches: branch after branch, each with all prompts.
 
     A branch that guidance gives no weight is left out: `uncond` (l_u) at scale 1, `cond` (l_c) at scale 0, and `part`
     (l_o) without a source or at edit freedom 0.
     """
 
-    inputs_embeds: Tensor  # (R, L, D)
-    attention_mask: Tensor  # (R, L)
+    inputs_embeds: Tensor  # (G, L, D)
+    attention_mask: Tensor  # (G, L)
     branches: tuple[str, ...]
-
-    def repeat(self, times: int) -> "GuidanceRows":
-        """Each row `times` times, so that every prompt gives that many pictures."""
-        return GuidanceRows(
-            self.inputs_embeds.repeat_interleave(times, 0),
-            self.attention_mask.repeat_interleave(times, 0),
-            self.branches,
-        )
 
 
 class Janus4oGenerationMixin:
@@ -117,7 +111,7 @@ class Janus4oGenerationMixin:
         with torch.inference_mode(), _evaluating(self):
             rows = self._guidance_rows(processor, prompts, sources, guidance, negative_prompt)
             codes_BP = self._sample_codes(
-                rows.repeat(num_images_per_prompt), guidance, sampler, callback_on_step_end, progress_bar
+                rows, num_images_per_prompt, guidance, sampler, callback_on_step_end, progress_bar
             )
         codes_BP = codes_BP.clone()  # a normal tensor, which may be trained on
         if output_type == "codes":
@@ -180,59 +174,57 @@ class Janus4oGenerationMixin:
                 null_ids, masks["uncond"] = negative["input_ids"], negative["attention_mask"]
             embeds["uncond"] = self.get_input_embeddings()(null_ids)
         length = max(e.shape[1] for e in embeds.values())
-        embeds_RLD = torch.cat([_pad_left(e, length) for e in embeds.values()])
-        mask_RL = torch.cat([_pad_left(m, length) for m in masks.values()])
-        return GuidanceRows(embeds_RLD, mask_RL, tuple(embeds))
+        embeds_GLD = torch.cat([_pad_left(e, length) for e in embeds.values()])
+        mask_GL = torch.cat([_pad_left(m, length) for m in masks.values()])
+        return GuidanceRows(embeds_GLD, mask_GL, tuple(embeds))
 
     def _sample_codes(
         self,
         rows: GuidanceRows,
+        num_pictures: int,
         guidance: "Guidance",
         sampler: "CodeSampler",
         callback: StepCallback | None,
         progress_bar: bool,
     ) -> Tensor:
         """The sampling loop: (B, P) codes, or fewer when the callback stops it."""
-        num_branches = len(rows.branches)
-        mask_RL, cache = rows.attention_mask, DynamicCache()
-        hidden_RD = self.prefill(rows.inputs_embeds, mask_RL, cache)
-        codes: list[Tensor] = []
-        steps = range(self.config.num_image_tokens)
-        for step in logging.tqdm(steps, desc="Drawing", disable=not progress_bar):
+        num_branches, num_codes = len(rows.branches), self.config.num_image_tokens
+        hidden_GD, prefix = self.prefill(rows.inputs_embeds, rows.attention_mask)
+        hidden_RD = hidden_GD.repeat_interleave(num_pictures, 0)
+        is_shared = num_pictures > 1
+        decoder = CodeDecoder(self.model.language_model, prefix, num_pictures, num_codes - 1, is_shared)
+        codes_BP = torch.empty(len(hidden_RD) // num_branches, num_codes, dtype=torch.long, device=hidden_RD.device)
+        for step in logging.tqdm(range(num_codes), desc="Drawing", disable=not progress_bar):
             logits_RV = self.model.generation_head(hidden_RD).float()
             guided_BV = guidance.guide(dict(zip(rows.branches, logits_RV.chunk(num_branches), strict=True)))
-            codes.append(sampler.sample_token(guided_BV))
-            if callback is not None and callback(step, torch.stack(codes, 1)):
-                break
-            if step + 1 < self.config.num_image_tokens:
-                mask_RL = torch.nn.functional.pad(mask_RL, (0, 1), value=1)
-                hidden_RD = self.decode_step(codes[-1].repeat(num_branches), mask_RL, cache)
-        return torch.stack(codes, 1)
+            codes_BP[:, step] = sampler.sample_token(guided_BV)
+            if callback is not None and callback(step, codes_BP[:, : step + 1].clone()):
+                return codes_BP[:, : step + 1]
+            if step + 1 < num_codes:
+                hidden_RD = self.decode_step(decoder, codes_BP[:, step], step, num_branches)
+        return codes_BP
 
-    def prefill(self, embeds_RLD: Tensor, mask_RL: Tensor, cache: DynamicCache) -> Tensor:
-        """Run the prompts; the hidden states (R, D) that predict code 0."""
-        positions_RL = (mask_RL.cumsum(-1) - 1).clamp(min=0)
+    def prefill(self, embeds_GLD: Tensor, mask_GL: Tensor) -> tuple[Tensor, PromptPrefix]:
+        """Run the prompts; the hidden states (G, D) that predict code 0, and the prompts' keys and values."""
+        cache = DynamicCache()
         outputs = self.model.language_model(
-            inputs_embeds=embeds_RLD,
-            attention_mask=mask_RL,
-            position_ids=positions_RL,
+            inputs_embeds=embeds_GLD,
+            attention_mask=mask_GL,
+            position_ids=positions_of(mask_GL),
             past_key_values=cache,
             use_cache=True,
         )
-        return outputs.last_hidden_state[:, -1]
+        return outputs.last_hidden_state[:, -1], PromptPrefix(cache, mask_GL)
 
-    def decode_step(self, codes_R: Tensor, mask_RL: Tensor, cache: DynamicCache) -> Tensor:
-        """Feed one code to every row; the hidden states (R, D) that predict the next."""
-        embeds_R1D = self.embed_codes(codes_R[:, None]).to(self.get_input_embeddings().weight.dtype)
-        position_R1 = mask_RL.sum(-1, keepdim=True) - 1
-        outputs = self.model.language_model(
-            inputs_embeds=embeds_R1D,
-            attention_mask=mask_RL,
-            position_ids=position_R1,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return outputs.last_hidden_state[:, -1]
+    def decode_step(self, decoder: CodeDecoder, codes_B: Tensor, step: int, num_branches: int) -> Tensor:
+        """Feed code `step` of every picture to all its branches; the hidden states (R, D) that predict the next."""
+        embeds_BD = self.embed_codes(codes_B).to(self.get_input_embeddings().weight.dtype)
+        return decoder.step(embeds_BD.repeat(num_branches, 1), step)
+
+
+def positions_of(attention_mask: Tensor) -> Tensor:
+    """Position of every token in its own row, left padding not counted: (B, L)."""
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fast decode step against the loop that everybody writes, and what it must not disturb."""
+
+import gc
+import resource
+import threading
+
+import pytest
+import torch
+from PIL import Image
+from small_checkpoints import save_ours, small_config, small_processor
+from torch import nn
+from transformers import DynamicCache
+
+from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
+from sharegpt4o_image.janus4o.decoding_janus4o import attend, join_weights
+from sharegpt4o_image.janus4o.generation_janus4o import Guidance, positions_of
+
+PROMPTS = ["a red circle", "a very large blue star on a gray background", "a heart"]
+
+
+@pytest.fixture
+def folder(tmp_path_factory):
+    return save_ours(tmp_path_factory.mktemp("model") / "small")
+
+
+@pytest.fixture
+def model(folder):
+    return Janus4oForImageGeneration.from_pretrained(folder).eval()
+
+
+@pytest.fixture
+def processor(folder):
+    return Janus4oProcessor.from_pretrained(folder)
+
+
+def picture(seed):
+    levels = torch.randint(256, (32, 32, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return Image.fromarray(levels.numpy())
+
+
+@torch.no_grad()
+def oracle(model, processor, prompts, images=None, scale=5.0, freedom=5.0):
+    """Greedy codes by the layers as they are, over a cache that grows: every picture is a row of each branch."""
+    batch = processor.prepare_image_generation(prompts, images)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    embeds = {"cond": model.embed_prompt(ids, batch.get("source_pixel_values"))}
+    if images is not None:
+        no_codes = torch.full((len(batch["source_pixel_values"]), model.config.num_image_tokens), -100)
+        embeds["part"] = model.embed_prompt(ids, batch["source_pixel_values"], no_codes)
+    embeds["uncond"] = model.get_input_embeddings()(processor.unconditional_ids(ids, mask))
+    names, num_branches = tuple(embeds), len(embeds)
+    inputs, mask = torch.cat(list(embeds.values())), mask.repeat(num_branches, 1)
+    cache, codes = DynamicCache(), []
+    for _ in range(model.config.num_image_tokens):
+        positions = positions_of(mask)[:, -inputs.shape[1] :]
+        hidden = model.model.language_model(
+            inputs_embeds=inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        ).last_hidden_state[:, -1]
+        logits = dict(zip(names, model.model.generation_head(hidden).chunk(num_branches), strict=True))
+        codes.append(Guidance(scale, freedom).guide(logits).argmax(-1))
+        inputs = model.embed_codes(codes[-1].repeat(num_branches)[:, None])
+        mask = nn.functional.pad(mask, (0, 1), value=1)
+    return torch.stack(codes, 1)
+
+
+def greedy(model, prompts, **options):
+    options = {"guidance_scale": 5.0, "edit_freedom": 5.0} | options
+    return model.generate_image(prompts, do_sample=False, output_type="codes", **options)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("is_edit", [False, True])
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_no_code_changes(model, processor, batch, is_edit, is_shared):
+    """Prompts of different lengths in a padded batch, and pictures of one prompt over one prefix."""
+    if is_shared:
+        prompts, images = PROMPTS[1:2], [[picture(0)]] if is_edit else None
+        expected = oracle(model, processor, prompts, images).expand(batch, -1)
+        assert torch.equal(greedy(model, prompts, image=images, num_images_per_prompt=batch), expected)
+        return
+    prompts = [PROMPTS[n % 3] for n in range(batch)]
+    images = [[picture(n)] for n in range(batch)] if is_edit else None
+    assert torch.equal(greedy(model, prompts, image=images), oracle(model, processor, prompts, images))
+
+
+@pytest.mark.parametrize("num_pictures", [1, 2])
+def test_several_padded_prompts_with_several_pictures(model, processor, num_pictures):
+    expected = oracle(model, processor, PROMPTS).repeat_interleave(num_pictures, 0)
+    assert torch.equal(greedy(model, PROMPTS, num_images_per_prompt=num_pictures), expected)
+
+
+@pytest.mark.parametrize("num_pictures", [1, 2])
+def test_grouped_query_attention(num_pictures):
+    processor = small_processor()
+    config = small_config(processor)
+    config.text_config.num_key_value_heads = 2
+    torch.manual_seed(0)
+    model = Janus4oForImageGeneration(config).eval()
+    codes = greedy(model, PROMPTS, num_images_per_prompt=num_pictures, processor=processor)
+    assert torch.equal(codes, oracle(model, processor, PROMPTS).repeat_interleave(num_pictures, 0))
+
+
+def test_attention_in_two_parts_is_attention():
+    torch.manual_seed(0)
+    query, keys, values = torch.randn(2, 4, 3, 8), torch.randn(2, 4, 20, 8), torch.randn(2, 4, 20, 8)
+    whole = nn.functional.scaled_dot_product_attention(query, keys, values)
+    left, left_weight = attend(query, keys[:, :, :13], values[:, :, :13], None, 8**-0.5)
+    right, right_weight = attend(query, keys[:, :, 13:], values[:, :, 13:], None, 8**-0.5)
+    merged = torch.lerp(left, right, (right_weight - left_weight).sigmoid())
+    torch.testing.assert_close(merged, whole, atol=1e-6, rtol=1e-5)
+
+
+# ------------------------------------------------------------------ what it must not disturb
+
+
+def test_joined_weights_are_the_parameters_themselves(model):
+    attention = model.model.language_model.layers[0].self_attn
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    before = [projection.weight.clone() for projection in projections]
+    joined = join_weights(projections)
+    assert all(torch.equal(old, p.weight) for old, p in zip(before, projections, strict=True))
+    assert torch.equal(joined, torch.cat(before))
+    with torch.no_grad():
+        attention.k_proj.weight.fill_(7.0)
+    assert (joined[64:128] == 7).all()
+    assert join_weights(projections).data_ptr() == joined.data_ptr()  # once
+
+
+def test_drawing_leaves_a_model_that_can_be_saved_trained_and_cast(model, folder, processor, tmp_path):
+    before = {name: parameter.clone() for name, parameter in model.state_dict().items()}
+    codes = greedy(model, PROMPTS[0])
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.state_dict().items())
+    model.save_pretrained(tmp_path)
+    again = Janus4oForImageGeneration.from_pretrained(tmp_path)
+    assert torch.equal(greedy(again, PROMPTS[0], processor=processor), codes)
+    # a training step changes what is drawn, as it would have before
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    model(**processor.prepare_image_generation(PROMPTS[:1]), target_codes=codes).loss.backward()
+    optimizer.step()
+    assert torch.equal(greedy(model, PROMPTS[0]), oracle(model, processor, PROMPTS[:1]))
+    model.to(torch.bfloat16)
+    assert greedy(model, PROMPTS[0]).shape == codes.shape
+    model.to(torch.float32)
+    assert torch.equal(greedy(model, PROMPTS[0]), oracle(model, processor, PROMPTS[:1]))
+
+
+class Doubled(nn.Module):
+    """Stands for a layer that an adapter or a quantiser put in place of a matrix."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden):
+        return 2 * self.inner(hidden)
+
+
+@pytest.mark.parametrize("names", [("q_proj",), ("o_proj",), ("gate_proj", "down_proj")])
+def test_replaced_projections_are_called(model, processor, names):
+    plain = greedy(model, PROMPTS[0])
+    for layer in model.model.language_model.layers:
+        for name in names:
+            owner = layer.self_attn if hasattr(layer.self_attn, name) else layer.mlp
+            setattr(owner, name, Doubled(getattr(owner, name)))
+    codes = greedy(model, PROMPTS[0])
+    assert torch.equal(codes, oracle(model, processor, PROMPTS[:1]))
+    assert not torch.equal(codes, plain)
+
+
+def test_hooks_are_called(model):
+    called = []
+    module = model.model.language_model.layers[0].mlp.down_proj
+    module.register_forward_hook(lambda *_: called.append(1))
+    greedy(model, PROMPTS[0])
+    assert len(called) == model.config.num_image_tokens
+
+
+def test_bf16_predicts_as_the_whole_pass_does(model, processor):
+    """Teacher-forced: each step's distribution against that of one pass over all codes."""
+    model = model.to(torch.bfloat16)
+    codes = torch.randint(64, (1, 64), generator=torch.Generator().manual_seed(0))
+    batch = processor.prepare_image_generation(PROMPTS[:1])
+    seen = []
+    head = model.model.generation_head
+    handle = head.register_forward_hook(lambda module, inputs, output: seen.append(output.float()))
+    iterator = iter(codes[0])
+
+    class Forced:
+        def sample_token(self, logits):
+            return next(iterator)[None]
+
+    with torch.no_grad():
+        rows = model._guidance_rows(processor, PROMPTS[:1], None, Guidance(1.0, 0.0), None)
+        model._sample_codes(rows, 1, Guidance(1.0, 0.0), Forced(), None, False)
+        handle.remove()
+        whole = model(**batch, target_codes=codes).logits.float()
+    steps = torch.stack(seen, 1)
+    nll = [nn.functional.cross_entropy(logits[0], codes[0]) for logits in (steps, whole)]
+    assert abs(nll[0] - nll[1]) <= 1e-2
+
+
+# ------------------------------------------------------------------ calls after calls
+
+
+def test_a_callback_that_raises_leaves_the_next_call_clean(model):
+    expected = greedy(model, PROMPTS[0])
+
+    def fail(step, codes):
+        if step == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        greedy(model, PROMPTS[0], callback_on_step_end=fail)
+    assert torch.equal(greedy(model, PROMPTS[0]), expected)
+
+
+def test_two_threads_draw_what_each_would_alone(model):
+    expected = [greedy(model, prompt) for prompt in PROMPTS[:2]]
+    model.model.language_model.layers[0].self_attn.q_proj.weight.data = model.model.language_model.layers[
+        0
+    ].self_attn.q_proj.weight.data.clone()  # the weights must be joined again, by whichever comes first
+    drawn = {}
+
+    def draw(number):
+        drawn[number] = greedy(model, PROMPTS[number])
+
+    threads = [threading.Thread(target=draw, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(drawn[number], expected[number]) for number in range(2))
+
+
+def test_memory_does_not_grow_with_calls(model):
+    def peak():
+        gc.collect()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    for _ in range(10):
+        greedy(model, PROMPTS[1], num_images_per_prompt=4)
+    before = peak()
+    for _ in range(50):
+        greedy(model, PROMPTS[1], num_images_per_prompt=4)
+    assert peak() - before < 2_000  # KiB; one call's cache alone has 1,300
