@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import DynamicCache
 from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.utils import logging
 
+from .batching_janus4o import Batch, CacheSize, check_memory, plan_batches
 from .decoding_janus4o import CodeDecoder, PromptPrefix
 from .processing_janus4o import OUTPUT_SIZES, Images, Janus4oProcessor, images_per_prompt, read_picture
 
@@ -60,6 +62,7 @@ class Janus4oGenerationMixin:
         callback_on_step_end: StepCallback | None = None,
         output_size: str = "aspect_ratio",
         progress_bar: bool = False,
+        max_batch_size: int | None = None,
     ) -> list[Image.Image] | Tensor:
         """Draw pictures from text, or edit pictures as a text says.
 
@@ -87,6 +90,8 @@ class Janus4oGenerationMixin:
             output_size: for edits and `"pil"`: `"aspect_ratio"` gives the picture its source's proportions (the bars
                 that made the source square are cut off), `"source"` also its size, `"model"` leaves the square.
             progress_bar: show one, on stderr.
+            max_batch_size: pictures drawn at once, by default all. More are drawn in several batches, prompts of
+                similar length together; the callback is called in each.
 
         Returns:
             a list of pictures, or a tensor, see `output_type`.
@@ -107,13 +112,20 @@ class Janus4oGenerationMixin:
         processor = processor or self.processor
         given = images_per_prompt(image, len(prompts))
         sources = None if given is None else [[read_picture(one) for one in row] for row in given]
+        negatives = None if negative_prompt is None else _one_for_each(negative_prompt, len(prompts))
         sampler = CodeSampler(len(prompts) * num_images_per_prompt, warpers, generator, self.device)
-        with torch.inference_mode(), _evaluating(self):
-            rows = self._guidance_rows(processor, prompts, sources, guidance, negative_prompt)
-            codes_BP = self._sample_codes(
-                rows, num_images_per_prompt, guidance, sampler, callback_on_step_end, progress_bar
-            )
-        codes_BP = codes_BP.clone()  # a normal tensor, which may be trained on
+        drawn: dict[int, Tensor] = {}
+        for batch in plan_batches([len(text) for text in prompts], num_images_per_prompt, max_batch_size):
+            with torch.inference_mode(), _evaluating(self):
+                rows = self._guidance_rows(
+                    processor, _take(prompts, batch), _take(sources, batch), guidance, _take(negatives, batch)
+                )
+                numbers = batch.numbers(num_images_per_prompt)
+                codes = self._sample_codes(
+                    rows, len(batch.pictures), guidance, sampler.of(numbers), callback_on_step_end, progress_bar
+                )
+            drawn |= zip(numbers, codes.clone(), strict=True)  # normal tensors, which may be trained on
+        codes_BP = torch.stack([drawn[number] for number in range(len(drawn))])
         if output_type == "codes":
             return codes_BP
         pixels_BCHW = self._decode(codes_BP)
@@ -155,7 +167,7 @@ class Janus4oGenerationMixin:
         prompts: list[str],
         sources: list[list[Image.Image]] | None,
         guidance: "Guidance",
-        negative_prompt: Prompts | None,
+        negative_prompts: list[str] | None,
     ) -> GuidanceRows:
         """Embed the prompts, once for each guidance branch that has a weight."""
         inputs = processor.prepare_image_generation(prompts, sources).to(self.device)
@@ -168,9 +180,8 @@ class Janus4oGenerationMixin:
             embeds["part"], masks["part"] = self.drop_source_codes(embeds["cond"], input_ids), mask
         if guidance.scale != 1:
             null_ids, masks["uncond"] = processor.unconditional_ids(input_ids, mask), mask
-            if negative_prompt is not None:
-                negatives = _one_for_each(negative_prompt, len(prompts))
-                negative = processor.prepare_image_generation(negatives).to(self.device)
+            if negative_prompts is not None:
+                negative = processor.prepare_image_generation(negative_prompts).to(self.device)
                 null_ids, masks["uncond"] = negative["input_ids"], negative["attention_mask"]
             embeds["uncond"] = self.get_input_embeddings()(null_ids)
         length = max(e.shape[1] for e in embeds.values())
@@ -189,6 +200,9 @@ class Janus4oGenerationMixin:
     ) -> Tensor:
         """The sampling loop: (B, P) codes, or fewer when the callback stops it."""
         num_branches, num_codes = len(rows.branches), self.config.num_image_tokens
+        num_prefixes, prefix_length = rows.attention_mask.shape
+        size = CacheSize(num_prefixes, prefix_length, num_pictures, num_codes)
+        check_memory(size, num_branches, self.config.text_config, rows.inputs_embeds.element_size(), self.device)
         hidden_GD, prefix = self.prefill(rows.inputs_embeds, rows.attention_mask)
         hidden_RD = hidden_GD.repeat_interleave(num_pictures, 0)
         is_shared = num_pictures > 1
@@ -275,6 +289,12 @@ class CodeSampler:
             raise ValueError(f"Got {len(given)} generators for {num_pictures} pictures; give one, or one for each.")
         self._generators = _picture_generators(given, num_pictures, device)
 
+    def of(self, pictures: list[int]) -> "CodeSampler":
+        """The sampler of some of the pictures; each keeps its generator."""
+        part = copy(self)
+        part._generators = [self._generators[number] for number in pictures]
+        return part
+
     def sample_token(self, logits_BV: Tensor) -> Tensor:
         """Codes (B,): the most likely ones without sampling, else one draw from each row's softmax."""
         if self._warpers is None:
@@ -343,6 +363,11 @@ def _one_for_each(negative_prompt: Prompts, num_prompts: int) -> list[str]:
 
 def _as_list(value: object) -> list[object]:
     return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _take(items: list[Any] | None, batch: Batch) -> list[Any] | None:
+    """The items of a batch's prompts."""
+    return None if items is None else [items[number] for number in batch.prompts]
 
 
 def _repeat(items: list[Any], times: int) -> list[Any]:

@@ -317,6 +317,8 @@ def images_per_prompt(image: Images | None, num_prompts: int) -> list[list[Image
     if not image:
         raise ValueError("image is an empty list; leave it out to draw from text alone.")
     if any(isinstance(one, list | tuple) for one in image):
+        if len(image) != num_prompts:
+            raise ValueError(f"Got {len(image)} lists of source images for {num_prompts} prompts; give one list each.")
         return [list(sources) if isinstance(sources, list | tuple) else [sources] for sources in image]
     if num_prompts == 1:
         return [list(image)]

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many pictures in batches that fit: the same pictures, in the same order."""
+
+import pytest
+import torch
+from small_checkpoints import save_ours
+
+from sharegpt4o_image.janus4o import Janus4oForImageGeneration, batching_janus4o
+from sharegpt4o_image.janus4o.batching_janus4o import CacheSize, plan_batches
+
+PROMPTS = ["a red circle", "a very large blue star on a gray background", "a heart", "a yellow square", "a cross"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return Janus4oForImageGeneration.from_pretrained(save_ours(tmp_path_factory.mktemp("model") / "small")).eval()
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 3, 7])
+@pytest.mark.parametrize("limit", [None, 1, 2, 3, 5, 100])
+def test_every_picture_is_planned_once(num_images, limit):
+    batches = plan_batches([5, 40, 7, 12, 7], num_images, limit)
+    numbers = [number for batch in batches for number in batch.numbers(num_images)]
+    assert sorted(numbers) == list(range(5 * num_images))
+    assert limit is None or max(len(batch.numbers(num_images)) for batch in batches) <= limit
+
+
+def test_prompts_of_similar_length_come_together():
+    assert [batch.prompts for batch in plan_batches([5, 40, 7, 38], 1, 2)] == [[0, 2], [3, 1]]
+
+
+@pytest.mark.parametrize(("num_images", "limit"), [(1, 2), (2, 4), (3, 2)])
+def test_batches_change_no_picture(model, num_images, limit):
+    def draw(max_batch_size):
+        generators = [torch.Generator().manual_seed(seed) for seed in range(5 * num_images)]
+        return model.generate_image(
+            PROMPTS, num_images_per_prompt=num_images, guidance_scale=3.0, generator=generators,
+            output_type="codes", max_batch_size=max_batch_size,
+        )  # fmt: skip
+
+    assert torch.equal(draw(limit), draw(None))
+
+
+def test_a_batch_that_does_not_fit_names_the_largest_that_does(model, monkeypatch):
+    text = model.config.text_config
+    one = CacheSize(2, 30, 1, 64).num_bytes(text, 4)
+    assert one == 2 * (30 + 64) * 2 * text.num_hidden_layers * text.hidden_size * 4
+    monkeypatch.setattr(batching_janus4o, "free_bytes", lambda device: 3 * one)
+    with pytest.raises(ValueError, match=r"Drawing 20 pictures at once takes .* pass max_batch_size=(\d+)") as raised:
+        model.generate_image(["a red circle"] * 20, output_type="codes")
+    fitting = int(str(raised.value).split("=")[1].rstrip("."))
+    assert model.generate_image(["a red circle"] * 20, output_type="codes", max_batch_size=fitting).shape[0] == 20
+    with pytest.raises(ValueError, match="pass max_batch_size="):
+        model.generate_image(["a red circle"] * (fitting + 1), output_type="codes")
+    monkeypatch.setattr(batching_janus4o, "free_bytes", lambda device: 10)
+    with pytest.raises(ValueError, match="not even one picture fits"):
+        model.generate_image("a red circle", output_type="codes")
+
+
+def test_free_memory_is_known_on_a_cpu():
+    free = batching_janus4o.free_bytes(torch.device("cpu"))
+    assert free is None or free > 1_000_000
+
+
+def test_a_batch_size_below_one_is_refused(model):
+    with pytest.raises(ValueError, match="max_batch_size is 0; it must be 1 or more"):
+        model.generate_image("a star", max_batch_size=0)
