@@ -6,6 +6,7 @@ halves of the feed-forward) are one matrix product each, keys and values are wri
 share its keys and values, and about 20 kernels run a layer instead of 41 (`docs/performance.md`).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -137,9 +138,14 @@ class CodeDecoder:
         num_pictures: N, the rows of each prefix; row `g * N + n` reads prefix `g`.
         num_codes: T, the most codes that will be fed.
         is_shared: whether the rows of a prefix read its keys and values in place; otherwise each row has a copy.
+        is_fixed: whether every step runs the same kernels on the same memory, as a CUDA graph wants it
+            (`step_in_place`): attention reads the whole cache under a mask instead of what is filled.
     """
 
-    def __init__(self, language_model: Any, prefix: PromptPrefix, num_pictures: int, num_codes: int, is_shared: bool):
+    def __init__(
+        self, language_model: Any, prefix: PromptPrefix, num_pictures: int, num_codes: int, is_shared: bool,
+        is_fixed: bool = False,
+    ):  # fmt: skip
         config = language_model.config
         self._layers = [FusedLayer(layer) for layer in language_model.layers]
         self._final_norm = NormWeight(language_model.norm)
@@ -147,31 +153,40 @@ class CodeDecoder:
         self._head_dim = language_model.layers[0].self_attn.head_dim
         self._scale = self._head_dim**-0.5
         self._is_grouped = self._num_heads != self._num_key_heads
-        self._prefix, self._num_pictures, self._is_shared = prefix, num_pictures, is_shared
-        example = prefix.keys[0]
-        num_rows = prefix.num_prefixes * num_pictures
-        own_length = num_codes if is_shared else prefix.length + num_codes
-        shape = (num_rows, 2, self._num_key_heads, own_length, self._head_dim)
-        self._caches = [torch.empty(shape, dtype=example.dtype, device=example.device) for _ in self._layers]
-        self._mask_R11L = None if is_shared else self._own_mask(num_codes)
+        self._prefix, self._num_pictures = prefix, num_pictures
+        self._is_shared, self._is_fixed = is_shared, is_fixed
         self._start = 0 if is_shared else prefix.length
+        self._caches = self._allocate(num_codes)
+        self._mask_R11L = self._own_mask(num_codes)
         if not is_shared:
             self._copy_prefix()
-        positions_RT = prefix.num_tokens_G.repeat_interleave(num_pictures)[:, None] + torch.arange(
-            num_codes, device=example.device
-        )
-        cos, sin = language_model.rotary_emb(example, positions_RT)  # (R, T, E)
-        half = self._head_dim // 2
-        self._cos_TR1E = cos.transpose(0, 1)[:, :, None].contiguous()
-        # rotate_half(x) sin = flip(halves of x) [-sin, sin]
-        signed = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
-        self._sin_TR1E = signed.transpose(0, 1)[:, :, None].contiguous()
+        self._cos_TR1E, self._sin_TR1E = self._rotations(language_model.rotary_emb, num_codes)
+        self._position = torch.zeros(1, dtype=torch.long, device=self._caches[0].device)
+        self._place = self._position + self._start
+
+    def _allocate(self, num_codes: int) -> list[Tensor]:
+        """Keys and values of each layer, (R, 2, K, L, E)."""
+        prefix, example = self._prefix, self._prefix.keys[0]
+        shape = (
+            prefix.num_prefixes * self._num_pictures, 2, self._num_key_heads, self._start + num_codes, self._head_dim
+        )  # fmt: skip
+        make = torch.zeros if self._is_fixed else torch.empty  # what the mask hides must not be NaN
+        return [make(shape, dtype=example.dtype, device=example.device) for _ in self._layers]
 
     def _own_mask(self, num_codes: int) -> Tensor | None:
-        if self._prefix.mask_G11S is None:
+        """What a row may attend to in its own cache; `None` where that is all that is filled."""
+        prefix = self._prefix
+        if not self._is_fixed and (self._is_shared or prefix.mask_G11S is None):
             return None
-        mask = self._prefix.mask_G11S.repeat_interleave(self._num_pictures, 0)
-        return F.pad(mask, (0, num_codes), value=True)
+        num_rows = prefix.num_prefixes * self._num_pictures
+        device = self._caches[0].device
+        filled = torch.full((num_rows, 1, 1, num_codes), not self._is_fixed, device=device)
+        if self._is_shared:
+            return filled
+        mask = torch.ones(num_rows, 1, 1, prefix.length, dtype=torch.bool, device=device)
+        if prefix.mask_G11S is not None:
+            mask = prefix.mask_G11S.repeat_interleave(self._num_pictures, 0)
+        return torch.cat([mask, filled], dim=-1)
 
     def _copy_prefix(self) -> None:
         """Give every row its own copy of its prefix; the prefix itself is let go of layer by layer."""
@@ -181,38 +196,74 @@ class CodeDecoder:
             cache[:, 1, :, :length] = prefix.values[number].repeat_interleave(self._num_pictures, 0)
             prefix.keys[number] = prefix.values[number] = torch.empty(0)
 
+    def _rotations(self, rotary_embedding: Any, num_codes: int) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines of every code position: rotate_half(x) sin = flip(halves of x) [-sin, sin]."""
+        device, half = self._caches[0].device, self._head_dim // 2
+        first_R = self._prefix.num_tokens_G.repeat_interleave(self._num_pictures)
+        positions_RT = first_R[:, None] + torch.arange(num_codes, device=device)
+        cos, sin = rotary_embedding(self._caches[0], positions_RT)  # (R, T, E)
+        signed = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
+        return cos.transpose(0, 1)[:, :, None].contiguous(), signed.transpose(0, 1)[:, :, None].contiguous()
+
     def step(self, hidden_RD: Tensor, position: int) -> Tensor:
         """Embeddings of code `position` (from 0) of every row -> hidden states that predict the next code."""
-        cos, sin = self._cos_TR1E[position], self._sin_TR1E[position]
+        return self._run(hidden_RD, self._cos_TR1E[position], self._sin_TR1E[position], self._start + position)
+
+    def step_in_place(self, hidden_RD: Tensor) -> Tensor:
+        """As `step`, of the position after the last call's: no number comes from the host."""
+        assert self._mask_R11L is not None
+        self._mask_R11L.index_fill_(3, self._place, True)
+        cos, sin = (table.index_select(0, self._position)[0] for table in (self._cos_TR1E, self._sin_TR1E))
+        hidden_RD = self._run(hidden_RD, cos, sin, None)
+        self._position.add_(1)
+        self._place.add_(1)
+        return hidden_RD
+
+    def restart(self) -> None:
+        """Let `step_in_place` begin again at code 0."""
+        assert self._mask_R11L is not None
+        self._mask_R11L[..., self._start :] = False
+        self._position.zero_()
+        self._place.fill_(self._start)
+
+    def _run(self, hidden_RD: Tensor, cos: Tensor, sin: Tensor, place: int | None) -> Tensor:
         for number, layer in enumerate(self._layers):
             qkv = layer.query_key_value(layer.input_norm(hidden_RD))
-            attended = self._attend(number, qkv, cos, sin, self._start + position)
+            attended = self._attend(number, qkv, cos, sin, place)
             hidden_RD = layer.output(hidden_RD, attended)
             gate, up = layer.gate_up(layer.feed_forward_norm(hidden_RD)).chunk(2, dim=-1)
             hidden_RD = layer.down(hidden_RD, layer.activation(gate).mul_(up))
         return self._final_norm(hidden_RD)
 
-    def _attend(self, number: int, qkv: Tensor, cos: Tensor, sin: Tensor, place: int) -> Tensor:
-        """Rotate, write keys and values at `place`, attend: (R, (H + 2 K) E) -> (R, H E)."""
+    def _attend(self, number: int, qkv: Tensor, cos: Tensor, sin: Tensor, place: int | None) -> Tensor:
+        """Rotate, write keys and values, attend: (R, (H + 2 K) E) -> (R, H E)."""
         num_rows, heads, key_heads, width = len(qkv), self._num_heads, self._num_key_heads, self._head_dim
         qkv = qkv.view(num_rows, heads + 2 * key_heads, width)
         turned = qkv[:, : heads + key_heads]
         flipped = turned.unflatten(-1, (2, width // 2)).flip(-2).flatten(-2)
         turned.mul_(cos).addcmul_(flipped, sin)
-        cache = self._caches[number]
-        cache[:, :, :, place] = qkv[:, heads:].view(num_rows, 2, key_heads, width)
-        query = qkv[:, :heads, None]  # (R, H, 1, E)
-        keys, values = cache[:, :, :, : place + 1].unbind(1)
-        if not self._is_shared:
-            mask = None if self._mask_R11L is None else self._mask_R11L[..., : place + 1]
-            attended = F.scaled_dot_product_attention(query, keys, values, mask, enable_gqa=self._is_grouped)
-            return attended.view(num_rows, heads * width)
-        return self._attend_shared(number, query, keys, values).view(num_rows, heads * width)
+        query, written = qkv[:, :heads, None], qkv[:, heads:].view(num_rows, 2, key_heads, width)  # (R, H, 1, E)
+        keys, values, mask = self._write(self._caches[number], written, place)
+        attend_rows = self._attend_shared if self._is_shared else self._attend_own
+        return attend_rows(number, query, keys, values, mask).reshape(num_rows, heads * width)
 
-    def _attend_shared(self, number: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def _write(self, cache: Tensor, written: Tensor, place: int | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Store a code's keys and values; what is there then, and what of it counts."""
+        mask = self._mask_R11L
+        if place is None:
+            cache.index_copy_(3, self._place, written[:, :, :, None])
+            return cache[:, 0], cache[:, 1], mask
+        cache[:, :, :, place] = written
+        keys, values = cache[:, :, :, : place + 1].unbind(1)
+        return keys, values, None if mask is None else mask[..., : place + 1]
+
+    def _attend_own(self, number: int, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        return F.scaled_dot_product_attention(query, keys, values, mask, enable_gqa=self._is_grouped)
+
+    def _attend_shared(self, number: int, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Attention to the shared prefix and to the row's own codes, merged by their log-sum-exps: (R, H, 1, E)."""
         prefix, num_rows = self._prefix, len(query)
-        own, own_weight = attend(query, keys, values, None, self._scale)
+        own, own_weight = attend(query, keys, values, mask, self._scale)
         # the N rows of a prefix are N queries of one attention
         grouped = query.view(prefix.num_prefixes, self._num_pictures, self._num_heads, self._head_dim).transpose(1, 2)
         shared, shared_weight = attend(
@@ -221,6 +272,30 @@ class CodeDecoder:
         shared = shared.transpose(1, 2).reshape(num_rows, self._num_heads, 1, self._head_dim)
         shared_weight = shared_weight.transpose(1, 2).reshape(num_rows, self._num_heads, 1, 1)
         return torch.lerp(shared, own, (own_weight - shared_weight).sigmoid_().to(own.dtype))
+
+
+class GraphedStep:
+    """A step captured as one CUDA graph: a replay launches all of its kernels at once, without Python.
+
+    `run` reads and writes the same memory at every call; `restart` undoes what calling it counted.
+    """
+
+    def __init__(self, run: Callable[[], Tensor], restart: Callable[[], None]):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # warm-up: libraries allocate and choose kernels outside of the capture
+            for _ in range(3):
+                run()
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._output = run()
+        restart()
+
+    def __call__(self) -> Tensor:
+        """Run the step; the same tensor every time."""
+        self._graph.replay()
+        return self._output
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
@@ -242,4 +317,4 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, sca
     return probabilities @ values, weight
 
 
-__all__ = ["CodeDecoder", "PromptPrefix"]
+__all__ = ["CodeDecoder", "GraphedStep", "PromptPrefix"]

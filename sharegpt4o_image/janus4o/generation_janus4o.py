@@ -15,7 +15,7 @@ from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper
 from transformers.utils import logging
 
 from .batching_janus4o import Batch, CacheSize, check_memory, plan_batches
-from .decoding_janus4o import CodeDecoder, PromptPrefix
+from .decoding_janus4o import CodeDecoder, GraphedStep, PromptPrefix
 from .processing_janus4o import OUTPUT_SIZES, Images, Janus4oProcessor, images_per_prompt, read_picture
 
 # B pictures, G prompts of all branches (1 to 3), R rows (the same for every picture), L prompt tokens, P image tokens,
@@ -42,7 +42,14 @@ class GuidanceRows:
 
 
 class Janus4oGenerationMixin:
-    """`generate_image` and its steps."""
+    """`generate_image` and its steps.
+
+    Args:
+        uses_cuda_graph (`bool`): capture the decode step as a CUDA graph at each call of `generate_image`. Off by
+            default: the graph itself has not been run on a GPU yet, its step has (on a CPU, without capture).
+    """
+
+    uses_cuda_graph: bool = False
 
     def generate_image(
         self,
@@ -204,18 +211,19 @@ class Janus4oGenerationMixin:
         size = CacheSize(num_prefixes, prefix_length, num_pictures, num_codes)
         check_memory(size, num_branches, self.config.text_config, rows.inputs_embeds.element_size(), self.device)
         hidden_GD, prefix = self.prefill(rows.inputs_embeds, rows.attention_mask)
-        hidden_RD = hidden_GD.repeat_interleave(num_pictures, 0)
-        is_shared = num_pictures > 1
-        decoder = CodeDecoder(self.model.language_model, prefix, num_pictures, num_codes - 1, is_shared)
-        codes_BP = torch.empty(len(hidden_RD) // num_branches, num_codes, dtype=torch.long, device=hidden_RD.device)
+        guided_BV = self._guided_logits(hidden_GD, rows.branches, guidance).repeat_interleave(num_pictures, 0)
+        decoder = CodeDecoder(
+            self.model.language_model, prefix, num_pictures, num_codes - 1,
+            is_shared=num_pictures > 1, is_fixed=self.uses_cuda_graph,
+        )  # fmt: skip
+        codes_BP = torch.empty(len(guided_BV), num_codes, dtype=torch.long, device=guided_BV.device)
+        next_logits = self._stepper(decoder, codes_BP[:, 0].clone(), rows.branches, guidance)
         for step in logging.tqdm(range(num_codes), desc="Drawing", disable=not progress_bar):
-            logits_RV = self.model.generation_head(hidden_RD).float()
-            guided_BV = guidance.guide(dict(zip(rows.branches, logits_RV.chunk(num_branches), strict=True)))
             codes_BP[:, step] = sampler.sample_token(guided_BV)
             if callback is not None and callback(step, codes_BP[:, : step + 1].clone()):
                 return codes_BP[:, : step + 1]
             if step + 1 < num_codes:
-                hidden_RD = self.decode_step(decoder, codes_BP[:, step], step, num_branches)
+                guided_BV = next_logits(codes_BP[:, step], step)
         return codes_BP
 
     def prefill(self, embeds_GLD: Tensor, mask_GL: Tensor) -> tuple[Tensor, PromptPrefix]:
@@ -230,10 +238,37 @@ class Janus4oGenerationMixin:
         )
         return outputs.last_hidden_state[:, -1], PromptPrefix(cache, mask_GL)
 
-    def decode_step(self, decoder: CodeDecoder, codes_B: Tensor, step: int, num_branches: int) -> Tensor:
-        """Feed code `step` of every picture to all its branches; the hidden states (R, D) that predict the next."""
+    def _stepper(
+        self, decoder: CodeDecoder, codes_B: Tensor, branches: tuple[str, ...], guidance: "Guidance"
+    ) -> Callable[[Tensor, int], Tensor]:
+        """The decode step: codes (B,) and their position -> guided logits (B, V) of the next ones.
+
+        As a CUDA graph it reads the codes from `codes_B` and counts the positions itself.
+        """
+        if not self.uses_cuda_graph:
+            return lambda codes, step: self._guided_logits(
+                decoder.step(self._embed_for(codes, branches), step), branches, guidance
+            )
+        codes_B.zero_()
+        graph = GraphedStep(
+            lambda: self._guided_logits(decoder.step_in_place(self._embed_for(codes_B, branches)), branches, guidance),
+            decoder.restart,
+        )
+
+        def replay(codes: Tensor, step: int) -> Tensor:
+            codes_B.copy_(codes)
+            return graph()
+
+        return replay
+
+    def _embed_for(self, codes_B: Tensor, branches: tuple[str, ...]) -> Tensor:
+        """The codes of every picture, for all its branches: (R, D)."""
         embeds_BD = self.embed_codes(codes_B).to(self.get_input_embeddings().weight.dtype)
-        return decoder.step(embeds_BD.repeat(num_branches, 1), step)
+        return embeds_BD.repeat(len(branches), 1)
+
+    def _guided_logits(self, hidden_RD: Tensor, branches: tuple[str, ...], guidance: "Guidance") -> Tensor:
+        logits_RV = self.model.generation_head(hidden_RD).float()
+        return guidance.guide(dict(zip(branches, logits_RV.chunk(len(branches)), strict=True)))
 
 
 def positions_of(attention_mask: Tensor) -> Tensor:

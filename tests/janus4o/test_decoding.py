@@ -12,7 +12,7 @@ from small_checkpoints import save_ours, small_config, small_processor
 from torch import nn
 from transformers import DynamicCache
 
-from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
+from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor, generation_janus4o
 from sharegpt4o_image.janus4o.decoding_janus4o import attend, join_weights
 from sharegpt4o_image.janus4o.generation_janus4o import Guidance, positions_of
 
@@ -99,6 +99,29 @@ def test_grouped_query_attention(num_pictures):
     model = Janus4oForImageGeneration(config).eval()
     codes = greedy(model, PROMPTS, num_images_per_prompt=num_pictures, processor=processor)
     assert torch.equal(codes, oracle(model, processor, PROMPTS).repeat_interleave(num_pictures, 0))
+
+
+class EagerTwin:
+    """A `GraphedStep` without a graph: the same kernels on the same memory, launched one by one."""
+
+    def __init__(self, run, restart):
+        for _ in range(3):
+            run()
+        restart()
+        self._run = run
+
+    def __call__(self):
+        return self._run()
+
+
+@pytest.mark.parametrize("is_edit", [False, True])
+@pytest.mark.parametrize("num_pictures", [1, 3])
+def test_the_step_of_a_cuda_graph_changes_no_code(model, processor, monkeypatch, is_edit, num_pictures):
+    monkeypatch.setattr(generation_janus4o, "GraphedStep", EagerTwin)
+    images = [[picture(n)] for n in range(3)] if is_edit else None
+    expected = oracle(model, processor, PROMPTS, images).repeat_interleave(num_pictures, 0)
+    model.uses_cuda_graph = True
+    assert torch.equal(greedy(model, PROMPTS, image=images, num_images_per_prompt=num_pictures), expected)
 
 
 def test_attention_in_two_parts_is_attention():
