@@ -157,7 +157,7 @@ class CodeDecoder:
         self._is_shared, self._is_fixed = is_shared, is_fixed
         self._start = 0 if is_shared else prefix.length
         self._caches = self._allocate(num_codes)
-        self._mask_R11L = self._own_mask(num_codes)
+        self._mask_R11L: Tensor | None = self._own_mask(num_codes)
         if not is_shared:
             self._copy_prefix()
         self._cos_TR1E, self._sin_TR1E = self._rotations(language_model.rotary_emb, num_codes)
@@ -208,6 +208,19 @@ class CodeDecoder:
     def step(self, hidden_RD: Tensor, position: int) -> Tensor:
         """Embeddings of code `position` (from 0) of every row -> hidden states that predict the next code."""
         return self._run(hidden_RD, self._cos_TR1E[position], self._sin_TR1E[position], self._start + position)
+
+    def keep(self, num_prefixes: int) -> None:
+        """Go on with the rows of the first prefixes alone."""
+        prefix, num_rows = self._prefix, num_prefixes * self._num_pictures
+        self._caches = [cache[:num_rows] for cache in self._caches]
+        if self._mask_R11L is not None:
+            self._mask_R11L = self._mask_R11L[:num_rows]
+        self._cos_TR1E, self._sin_TR1E = self._cos_TR1E[:, :num_rows], self._sin_TR1E[:, :num_rows]
+        prefix.num_prefixes = num_prefixes
+        prefix.keys = [keys[:num_prefixes] for keys in prefix.keys]
+        prefix.values = [values[:num_prefixes] for values in prefix.values]
+        if prefix.mask_G11S is not None:
+            prefix.mask_G11S = prefix.mask_G11S[:num_prefixes]
 
     def step_in_place(self, hidden_RD: Tensor) -> Tensor:
         """As `step`, of the position after the last call's: no number comes from the host."""

@@ -45,11 +45,11 @@ class TinyRecipe:
     text_to_image_steps: int = 3_600
     text_to_image_batch: int = 48
     text_to_image_learning_rate: float = 1.5e-3
-    edit_rows: int = 32_000
-    edit_steps: int = 4_000
+    edit_rows: int = 64_000
+    edit_steps: int = 7_000
     edit_batch: int = 24
     edit_learning_rate: float = 1e-3
-    edit_source_code_dropout: float = 0.3  # the paper's 0.5 is for a model that understands pictures already
+    edit_source_code_dropout: float = 0.1  # the paper's 0.5 is for a model that understands pictures already
     edit_share_of_text_to_image: float = 0.25  # the paper mixes both tasks about evenly; edits are what is new here
 
 
