@@ -22,11 +22,11 @@ class PromptPrefix:
     """Keys and values of the prompts, one for each of G prefixes, read by the N rows of each."""
 
     def __init__(self, cache: DynamicCache, attention_mask_GS: Tensor):
-        self.keys = [layer.keys for layer in cache.layers]  # each (G, K, S, E)
-        self.values = [layer.values for layer in cache.layers]
+        self.keys: list[Any] = [layer.keys for layer in cache.layers]  # tensors (G, K, S, E)
+        self.values: list[Any] = [layer.values for layer in cache.layers]
         self.num_prefixes, self.length = attention_mask_GS.shape
         is_padded = not bool(attention_mask_GS.all())
-        self.mask_G11S = attention_mask_GS.bool()[:, None, None] if is_padded else None
+        self.mask_G11S: Tensor | None = attention_mask_GS.bool()[:, None, None] if is_padded else None
         self.num_tokens_G = attention_mask_GS.sum(-1)  # where the first code of each row stands
 
 
