@@ -27,7 +27,7 @@ from sharegpt4o_image.builders.original_format import (
     original_config,
     to_ours,
 )
-from sharegpt4o_image.builders.staging import staged_folder
+from sharegpt4o_image.builders.staging import require_empty, staged_folder
 from sharegpt4o_image.builders.weight_files import ShardWriter, find_shards, iter_tensors, read_json, read_meta
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.janus4o.configuration_janus4o import ORIGINAL_MODEL_TYPE, TRANSFORMERS_MODEL_TYPE
@@ -108,8 +108,7 @@ def convert(source_dir: Path, target_dir: Path) -> Conversion:
 
 
 def _check_target(source_dir: Path, target_dir: Path) -> None:
-    if target_dir.exists() and (not target_dir.is_dir() or any(target_dir.iterdir())):
-        raise UserError(f"{target_dir} exists already; give a new folder, or delete it first.")
+    require_empty(target_dir)
     if source_dir.resolve() in (target_dir.resolve(), *target_dir.resolve().parents):
         raise UserError(f"{target_dir} lies in the source folder {source_dir}; give a folder elsewhere.")
 

@@ -4,7 +4,8 @@
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset, get_dataset_config_names, load_dataset
-from datasets.exceptions import DatasetNotFoundError
+from datasets.data_files import EmptyDatasetError
+from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
 
 from sharegpt4o_image.errors import UserError
 
@@ -20,6 +21,8 @@ def config_names(dataset: str) -> list[str]:
         )
     try:
         return get_dataset_config_names(dataset)
+    except (DataFilesNotFoundError, EmptyDatasetError) as error:
+        raise UserError(f"{dataset} holds no data files; `sharegpt4o-image pack` writes a data set") from error
     except (DatasetNotFoundError, ConnectionError) as error:
         raise UserError(
             f"{dataset} is neither a folder here nor a repository that can be reached on the Hub; "
@@ -41,4 +44,8 @@ def load_rows(dataset: str, config: str, *, streaming: bool = False) -> Dataset 
     configs = config_names(dataset)
     if config not in configs:
         raise UserError(f"{dataset} has no rows for {config}, only for {' and '.join(configs)}; name one that it has")
-    return load_dataset(dataset, config, split="train", streaming=streaming)
+    try:
+        return load_dataset(dataset, config, split="train", streaming=streaming)
+    except (DatasetGenerationError, EmptyDatasetError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise UserError(f"{dataset} cannot be read ({reason}); pack or download it again") from error

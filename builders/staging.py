@@ -12,6 +12,12 @@ from pathlib import Path
 from sharegpt4o_image.errors import UserError
 
 
+def require_empty(target: Path) -> None:
+    """Refuse to write where something lies already."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} is not empty; choose another output folder, or delete it first.")
+
+
 @contextmanager
 def staged_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `target` when the block ends, and vanishes when it raises.

@@ -23,6 +23,8 @@ app = typer.Typer(
     ),
 )
 
+_EXTRA_OF = {"trl": "train", "accelerate": "train", "peft": "train", "scipy": "evaluate"}
+
 EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
 
 
@@ -33,6 +35,23 @@ def main() -> None:
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
+    except ModuleNotFoundError as error:
+        extra = _EXTRA_OF.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        print(f'Error: {error.name} is not installed; type: pip install "sharegpt4o-image[{extra}]"', file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"Error: {error.filename}: {error.strerror}; choose another folder or put that right", file=sys.stderr)
+        sys.exit(2)
+
+
+def _check_output(folder: Path) -> None:
+    """Refuse, before any work, a place where no folder can be."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose a folder with --output")
 
 
 # --------------------------------------------------------------------------- synthesis
@@ -152,6 +171,8 @@ def encode(
     from sharegpt4o_image.checkpoints import load_checkpoint
     from sharegpt4o_image.training.encoding import encode_dataset
 
+    if not dataset.is_dir():
+        raise UserError(f"{dataset} is no folder; `sharegpt4o-image pack` writes one")
     names = config_names(str(dataset))
     loaded, processor = load_checkpoint(model)
     counts = {name: encode_dataset(dataset, name, loaded, processor) for name in names}
@@ -169,8 +190,8 @@ def train(
     model: Model = "tiny-janus-pro",
     max_steps: Annotated[int, typer.Option(help="Optimizer steps.", min=1)] = 200,
     batch_size: Annotated[int, typer.Option(help="Samples a step.", min=1)] = 16,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-6,
-    seed: Annotated[int, typer.Option(help="Seed of data order and masks.")] = 42,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", min=0)] = 5e-6,
+    seed: Annotated[int, typer.Option(help="Seed of data order and masks.", min=0, max=2**32 - 1)] = 42,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a checkpoint on DATASET and write it to OUTPUT."""
@@ -205,7 +226,7 @@ def generate(
         list[Path] | None, typer.Option("--image", "-i", help="Picture to edit; may be repeated.")
     ] = None,
     model: Model = "tiny-janus-4o",
-    seed: Annotated[int, typer.Option(help="Seed of the pictures.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the pictures.", min=0, max=2**62)] = 0,
     guidance_scale: Annotated[float | None, typer.Option(help="Guidance s; default: the checkpoint's.")] = None,
     edit_freedom: Annotated[float | None, typer.Option(help="Freedom s' of edits; default: the checkpoint's.")] = None,
     temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 1.0,
@@ -224,6 +245,7 @@ def generate(
 
     from sharegpt4o_image.checkpoints import load_checkpoint
 
+    _check_output(output)
     loaded, processor = load_checkpoint(model)
     try:
         pictures = loaded.generate_image(
@@ -253,9 +275,11 @@ def evaluate(
     model: Model = "tiny-janus-4o",
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for pictures and scores.")] = Path("scores"),
     limit: Annotated[int, typer.Option(help="Items of each kind.", min=1)] = 70,
-    seed: Annotated[int, typer.Option(help="Seed of the pictures.")] = 0,
-    guidance_scale: Annotated[float | None, typer.Option(help="Guidance s; default: the checkpoint's.")] = None,
-    edit_freedom: Annotated[float | None, typer.Option(help="Freedom s' of edits; default: the checkpoint's.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the pictures.", min=0, max=2**62)] = 0,
+    guidance_scale: Annotated[float | None, typer.Option(help="Guidance s; default: the checkpoint's.", min=0)] = None,
+    edit_freedom: Annotated[
+        float | None, typer.Option(help="Freedom s' of edits; default: the checkpoint's.", min=0)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Score a checkpoint on held-out prompts (scenes) or edits (scene-edits)."""
@@ -270,6 +294,7 @@ def evaluate(
 
     if name not in BENCHMARKS:
         raise UserError(f"there is no benchmark {name!r}; choose {' or '.join(BENCHMARKS)}")
+    _check_output(output)
     items = prompt_items(limit) if name == "scenes" else edit_items(limit)
     loaded, processor = load_checkpoint(model)
     with Progress(console=Console(stderr=True)) as progress:

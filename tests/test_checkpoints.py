@@ -45,6 +45,41 @@ def test_the_fine_tuned_one_kept_the_image_tokenizer():
     assert before.keys() == after.keys()
 
 
+FLOORS = {"single object": 0.85, "two objects": 0.50, "recolor": 0.70, "remove": 0.70, "background": 0.70}
+EDITS = ("recolor", "remove", "background")
+
+
+def log_of(name):
+    return json.loads((ASSETS_DIR / name / "training_log.json").read_text(encoding="utf-8"))
+
+
+def test_the_logged_scores_reach_the_floors():
+    before, after = (log_of(name)["scores"] for name in NAMES)
+    assert all(after[kind]["score"] >= floor for kind, floor in FLOORS.items())
+    assert all(before[kind]["score"] >= FLOORS[kind] for kind in FLOORS if kind not in EDITS)
+    assert all(before[kind]["score"] <= 0.25 for kind in EDITS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_default_guidance_is_the_best_of_those_tried_and_above_1(name):
+    log = log_of(name)
+    means = {scale: sum(dict(map(tuple, curve))[scale] for curve in log["guidance_curves"].values())
+             for scale, _ in log["guidance_curves"]["text-to-image prompts"]}  # fmt: skip
+    config = json.loads((ASSETS_DIR / name / "config.json").read_text(encoding="utf-8"))
+    assert config["guidance_scale"] == max(means, key=means.get) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_logged_scores_are_drawn_again(name):
+    """200 of each kind, as `evaluate` draws them."""
+    model, processor = load_checkpoint(name)
+    logged = log_of(name)["scores"]
+    for items in (prompt_items(200), edit_items(200)):
+        for kind, score in draw_and_judge(model, processor, items).table.items():
+            assert score["score"] == pytest.approx(logged[kind]["score"], abs=0.02)  # rounding may flip a few
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_its_readme_tells_the_scores_of_its_log(name):
     log = json.loads((ASSETS_DIR / name / "training_log.json").read_text(encoding="utf-8"))

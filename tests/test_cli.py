@@ -99,6 +99,21 @@ BAD_INPUT = {
     "a damaged checkpoint": (["generate", "x", "-m", "damaged"], "The checkpoint damaged cannot be loaded"),
     "top_p": (["generate", "x", "--top-p", "2"], "top_p is 2.0; it must be above 0 and at most 1"),
     "output size": (["generate", "x", "--output-size", "big"], "output_size is 'big'"),
+    "output is a file": (["generate", "x", "-o", "broken.png"], "broken.png is a file; choose a folder"),
+    "scores go into a file": (["evaluate", "scenes", "-o", "broken.png"], "broken.png is a file; choose a folder"),
+    "training goes into a file": (["train", "bare", "-o", "broken.png"], "broken.png is not empty"),
+    "negative guidance": (["evaluate", "scenes", "--guidance-scale", "-1"], "Invalid value for '--guidance-scale'"),
+    "negative learning rate": (["train", "bare", "-o", "t", "--learning-rate", "-1"], "Invalid value for '--learning"),
+    "a data set without data": (["encode", "empty"], "empty holds no data files"),
+    "not a folder": (["encode", "owner/name"], "owner/name is no folder"),
+    "a port that cannot be": (
+        ["synthesize", "-o", "run", "--base-url", "http://localhost:99999/v1"],
+        "is not an http(s) address",
+    ),
+    "a password in an address": (
+        ["synthesize", "-o", "run", "--base-url", "ftp://me:secret@host/"],
+        "must not carry a user name or password",
+    ),
     "no such benchmark": (["evaluate", "genevil"], "no benchmark 'genevil'"),
     "no such run": (["status", "nowhere"], "nowhere"),
     "nothing to pack": (["pack", "nowhere"], "nowhere"),
@@ -114,6 +129,8 @@ BAD_INPUT = {
 def test_bad_input_is_one_sentence_and_leaves_nothing(run, case):
     Path("broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot a picture")
     Path("bare").mkdir()
+    Path("empty").mkdir()
+    Path("empty/README.md").write_text("nothing")
     for name, model_type in (("original", "multi_modality"), ("llama", "llama")):
         Path(name).mkdir()
         Path(name, "config.json").write_text(json.dumps({"model_type": model_type}))
@@ -127,4 +144,5 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(run, case):
     assert (code, out) == (2, "")
     assert message in err
     assert "Traceback" not in err
+    assert "secret" not in err
     assert sorted(Path().rglob("*")) == before

@@ -2,7 +2,6 @@
 """What a teacher sends back -> what can be journalled: JSON body, picture, tokens, cost; or the kind of failure."""
 
 import base64
-import binascii
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -47,23 +46,38 @@ def unpack_answer(content: bytes) -> UnpackedAnswer:
         raise InvalidAnswer("the answer is not JSON") from error
     if not isinstance(body, dict):
         raise InvalidAnswer("the answer is not a JSON object")
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidAnswer("the answer holds half a character, which no file can store") from error
     if body.get("error"):
         raise InvalidAnswer(f"the answer is an error in spite of its status 200: {body['error']}"[:_MAX_REASON_LENGTH])
     if "data" not in body:
         return UnpackedAnswer(body, None)
     try:
         picture = base64.b64decode(body["data"][0]["b64_json"], validate=True)
-    except (LookupError, TypeError, binascii.Error) as error:
+    except (LookupError, TypeError, ValueError) as error:
         raise InvalidAnswer("the answer holds no whole base64 picture") from error
     return UnpackedAnswer({**body, "data": []}, picture)
 
 
+def usage_of(body: dict[str, Any]) -> dict[str, Any]:
+    """The token counts of an answer; nothing when they are not what OpenAI sends."""
+    usage = body.get("usage")
+    return usage if isinstance(usage, dict) else {}
+
+
+def _tokens(usage: dict[str, Any], *names: str) -> float:
+    """The first count that is there and a number."""
+    return next((usage[name] for name in names if isinstance(usage.get(name), int | float)), 0)
+
+
 def cost_of(usage: dict[str, Any], price: Price) -> float:
     """US dollars for the tokens of a chat or an image answer."""
-    details = usage.get("input_tokens_details") or {}
-    image_tokens = details.get("image_tokens") or 0
-    text_tokens = (usage.get("prompt_tokens") or usage.get("input_tokens") or 0) - image_tokens
-    output_tokens = usage.get("completion_tokens") or usage.get("output_tokens") or 0
+    details = usage.get("input_tokens_details")
+    image_tokens = _tokens(details, "image_tokens") if isinstance(details, dict) else 0
+    text_tokens = _tokens(usage, "prompt_tokens", "input_tokens") - image_tokens
+    output_tokens = _tokens(usage, "completion_tokens", "output_tokens")
     dollars = text_tokens * price.text_input + image_tokens * price.image_input + output_tokens * price.output
     return float(dollars) / 1e6
 

@@ -19,8 +19,8 @@ _CHECK_TIMEOUT_SECONDS = 15.0
 
 
 def secret_key() -> str | None:
-    """The key in the environment."""
-    return os.environ.get(KEY_VARIABLE) or None
+    """The key in the environment, without the line end that a file or a paste may have left on it."""
+    return os.environ.get(KEY_VARIABLE, "").strip() or None
 
 
 def open_client(config: SynthesisConfig) -> openai.AsyncOpenAI:

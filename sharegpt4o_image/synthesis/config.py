@@ -3,7 +3,7 @@
 
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -88,10 +88,10 @@ class SynthesisConfig(_Part):
         if url is None:
             return None
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
-            raise ValueError(f"{url!r} is not an http(s) address such as https://api.openai.com/v1")
         if parts.username or parts.password:
             raise ValueError("base_url must not carry a user name or password; set OPENAI_API_KEY instead")
+        if parts.scheme not in ("http", "https") or not parts.netloc or not _has_valid_port(parts):
+            raise ValueError(f"{url!r} is not an http(s) address such as https://api.openai.com/v1")
         return url
 
     def with_limit(self, limit: int | None) -> "SynthesisConfig":
@@ -100,6 +100,13 @@ class SynthesisConfig(_Part):
             return self
         counts = {"num_topics": self.num_topics, "num_edits": self.num_edits}
         return self.model_copy(update={name: limit if count else 0 for name, count in counts.items()})
+
+
+def _has_valid_port(parts: SplitResult) -> bool:
+    try:
+        return parts.port is None or parts.port > 0
+    except ValueError:  # beyond 65535
+        return False
 
 
 def load_config(path: Path | None, *, base_url: str | None = None) -> SynthesisConfig:

@@ -151,7 +151,7 @@ class Journal:
         """Write down that a request is about to be sent; returns the attempt's number."""
         cursor = self._connection.execute(
             "INSERT INTO attempts (key, stage, status, model, request, started_at) VALUES (?, ?, 'lost', ?, ?, ?)",
-            (key, stage, model, self._clean(json.dumps(request, ensure_ascii=False)), utc_now()),
+            (key, stage, model, self.clean(json.dumps(request, ensure_ascii=False)), utc_now()),
         )
         assert cursor.lastrowid is not None
         return cursor.lastrowid
@@ -161,7 +161,7 @@ class Journal:
         ended_at = utc_now()
         values: dict[str, Any] = {"status": status, "ended_at": ended_at, **columns}
         names = ", ".join(f"{name} = ?" for name in values)
-        cleaned = [self._clean(value) if isinstance(value, str) else value for value in values.values()]
+        cleaned = [self.clean(value) if isinstance(value, str) else value for value in values.values()]
         self._connection.execute("PRAGMA synchronous = FULL")  # an answer that was paid for survives a power cut
         self._connection.execute(f"UPDATE attempts SET {names} WHERE number = ?", (*cleaned, attempt))
         self._connection.execute("PRAGMA synchronous = NORMAL")
@@ -169,7 +169,7 @@ class Journal:
 
     def mark(self, attempt: int, status: Status, reason: str) -> None:
         """Change what was thought of an answer, once it has been read."""
-        row = (status, self._clean(reason), attempt)
+        row = (status, self.clean(reason), attempt)
         self._connection.execute("UPDATE attempts SET status = ?, reason = ? WHERE number = ?", row)
 
     def find_answer(self, key: str) -> Answer | None:
@@ -196,7 +196,14 @@ class Journal:
         query = "SELECT count(*) FROM attempts WHERE key = ? AND status = 'invalid'"
         return int(self._connection.execute(query, (key,)).fetchone()[0])
 
-    def _clean(self, text: str) -> str:
+    def clean_bytes(self, content: bytes) -> bytes:
+        """An answer without the secrets that a teacher may repeat in it."""
+        for secret in self._secrets:
+            content = content.replace(secret.encode(), b"[secret]")
+        return content
+
+    def clean(self, text: str) -> str:
+        """A text without the secrets that a teacher may repeat in it."""
         for secret in self._secrets:
             text = text.replace(secret, "[secret]")
         return text
@@ -209,7 +216,7 @@ class Journal:
 
     def reject_item(self, item: str, task: Task, position: int, reason: str) -> None:
         """Write down that a sample gets no picture, and why."""
-        self._write_item(item, task, position, self._clean(reason), None)
+        self._write_item(item, task, position, self.clean(reason), None)
 
     def _write_item(self, item: str, task: Task, position: int, reason: str | None, image: str | None) -> None:
         row = (item, task, position, reason, image)

@@ -8,7 +8,7 @@ killed, goes on where it was.
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import httpx2
@@ -22,6 +22,7 @@ from sharegpt4o_image.synthesis.answers import (
     classify_failure,
     cost_of,
     unpack_answer,
+    usage_of,
 )
 from sharegpt4o_image.synthesis.config import Price, SynthesisConfig
 from sharegpt4o_image.synthesis.journal import Answer, Journal, Stage
@@ -32,6 +33,7 @@ Product = TypeVar("Product")
 _FREE = Price()
 _MIN_FAILURES_IN_A_ROW = 3  # a run with one worker does not stop at the first failure
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 30.0
+_LONGEST_RETRY_AFTER_SECONDS = 600.0  # of what a teacher may ask for: it may mean a day
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ class Dispatcher:
             response = await request.send()
         except openai.OpenAIError as error:
             failure = classify_failure(error)
+            failure = replace(failure, reason=self._journal.clean(failure.reason))
             self._journal.end(attempt, failure.status, **_columns(failure))
             raise _consequence(failure) from error
         return await self._store(attempt, request, response)
@@ -164,12 +167,13 @@ class Dispatcher:
         try:
             unpacked = unpack_answer(response.content)
         except InvalidAnswer as fault:
-            raw = await asyncio.to_thread(self._journal.blobs.write, response.content)
+            raw = await asyncio.to_thread(self._journal.blobs.write, self._journal.clean_bytes(response.content))
             self._journal.end(attempt, "invalid", reason=str(fault), blob=raw, **columns)
             raise
-        usage = unpacked.body.get("usage") or {}
+        usage = usage_of(unpacked.body)
         cost_usd = cost_of(usage, self._config.prices.get(request.model, _FREE))
-        served_model = unpacked.body.get("model")
+        named = unpacked.body.get("model")
+        served_model = named if isinstance(named, str) else None
         picture = None
         if unpacked.picture is not None:
             picture = await asyncio.to_thread(self._journal.blobs.write, unpacked.picture)
@@ -214,7 +218,7 @@ def _wait_seconds(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     failure = error.failure if isinstance(error, Unfinished) else None
     if failure and failure.retry_after_seconds is not None:
-        return failure.retry_after_seconds
+        return min(failure.retry_after_seconds, _LONGEST_RETRY_AFTER_SECONDS)
     return tenacity.wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS)(state)
 
 

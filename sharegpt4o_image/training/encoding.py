@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
@@ -68,10 +69,11 @@ def encode_dataset(
     """
     path = codes_path(dataset_dir, config_name)
     fingerprint = tokenizer_fingerprint(model)
-    if path.is_file() and read_fingerprint(path) == fingerprint:
-        return 0
     rows = load_rows(str(dataset_dir), config_name)
-    num_sources = [len(sources) for sources in rows.with_format("arrow")["input_image"].to_pylist()]
+    if path.is_file() and read_fingerprint(path) == fingerprint and _read_ids(path) == rows["id"][:]:
+        return 0
+    lengths = pc.list_value_length(rows.data.column("input_image"))  # without reading the pictures
+    num_sources = [length or 0 for length in lengths.to_pylist()]
     targets = list(encode_images(model, processor, (row["output_image"] for row in rows)))
     pictures = (picture for row in rows if row["input_image"] for picture in row["input_image"])
     sources = encode_images(model, processor, pictures)
@@ -90,6 +92,11 @@ def encode_dataset(
     pq.write_table(pa.Table.from_pydict(columns, schema=schema), partial)
     partial.replace(path)
     return len(targets)
+
+
+def _read_ids(path: Path) -> list[str]:
+    ids: list[str] = pq.read_table(path, columns=["id"])["id"].to_pylist()
+    return ids
 
 
 def read_fingerprint(path: Path) -> str:

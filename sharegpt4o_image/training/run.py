@@ -2,6 +2,7 @@
 """The `train` verb: a packed and encoded data set + a checkpoint -> a fine-tuned checkpoint with its log."""
 
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PrinterCallback, TrainerCallback
 
 from sharegpt4o_image.builders.loading import config_names
+from sharegpt4o_image.builders.staging import require_empty, staged_folder
 from sharegpt4o_image.checkpoints import load_checkpoint
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration
@@ -20,6 +22,7 @@ from sharegpt4o_image.training.sft_trainer import Janus4oSFTTrainer
 
 LOG_NAME = "training_log.json"
 _HELD_OUT_SHARE = 0.05  # rows kept out of training to measure the held-out loss
+_MIN_ROWS = 20  # of which one is held out
 
 
 class _StepReporter(TrainerCallback):
@@ -54,36 +57,37 @@ def train(
     Returns:
         the log: `train_loss`, held-out loss before and after, and the curve.
     """
-    if output_dir.exists() and any(output_dir.iterdir()):
-        raise UserError(f"{output_dir} is not empty; choose another output directory or remove it.")
+    require_empty(output_dir)
     model, processor = load_checkpoint(model_dir, dtype="float32")
     rows = _all_rows(dataset_dir, model)
-    seed = overrides.get("seed", 42)
-    split = rows.train_test_split(test_size=_HELD_OUT_SHARE, seed=seed)
-    config = Janus4oSFTConfig(
-        output_dir=str(output_dir / "trainer"), report_to="none", save_strategy="no", disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(), **overrides,
-    )  # fmt: skip
+    if len(rows) < _MIN_ROWS:
+        raise UserError(f"{dataset_dir} has {len(rows)} rows; training holds some out and needs at least {_MIN_ROWS}.")
+    split = rows.train_test_split(test_size=_HELD_OUT_SHARE, seed=overrides.get("seed", 42))
     callbacks = [_StepReporter(on_step)] if on_step else None
-    trainer = Janus4oSFTTrainer(
-        model, config, processor, train_dataset=split["train"], eval_dataset=split["test"], callbacks=callbacks
-    )
-    trainer.remove_callback(PrinterCallback)  # it prints every log line among the results on stdout
-    before = trainer.evaluate()["eval_loss"]
-    result = trainer.train()
-    after = trainer.evaluate()["eval_loss"]
-    model.save_pretrained(output_dir)
-    processor.save_pretrained(output_dir)
-    log = {
-        "rows": len(split["train"]),
-        "steps": result.global_step,
-        "seconds": round(result.metrics["train_runtime"], 1),
-        "train_loss": result.training_loss,
-        "held_out_loss_before": before,
-        "held_out_loss_after": after,
-        "curve": [entry for entry in trainer.state.log_history if "loss" in entry],
-    }
-    (output_dir / LOG_NAME).write_text(json.dumps(log, indent=1), encoding="utf-8")
+    with staged_folder(output_dir) as staging, tempfile.TemporaryDirectory() as scratch:
+        config = Janus4oSFTConfig(
+            output_dir=scratch, report_to="none", save_strategy="no", disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available(), **overrides,
+        )  # fmt: skip
+        trainer = Janus4oSFTTrainer(
+            model, config, processor, train_dataset=split["train"], eval_dataset=split["test"], callbacks=callbacks
+        )
+        trainer.remove_callback(PrinterCallback)  # it prints every log line among the results on stdout
+        before = trainer.evaluate()["eval_loss"]
+        result = trainer.train()
+        after = trainer.evaluate()["eval_loss"]
+        model.save_pretrained(staging)
+        processor.save_pretrained(staging)
+        log = {
+            "rows": len(split["train"]),
+            "steps": result.global_step,
+            "seconds": round(result.metrics["train_runtime"], 1),
+            "train_loss": result.training_loss,
+            "held_out_loss_before": before,
+            "held_out_loss_after": after,
+            "curve": [entry for entry in trainer.state.log_history if "loss" in entry],
+        }
+        (staging / LOG_NAME).write_text(json.dumps(log, indent=1), encoding="utf-8")
     return log
 
 

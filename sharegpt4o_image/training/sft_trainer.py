@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Supervised fine-tuning of Janus-4o with TRL: the loss on image codes, through the generation head only."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 import trl
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration
@@ -55,6 +57,16 @@ class Janus4oSFTTrainer(trl.SFTTrainer):
             if codes is None:
                 codes = unwrapped.encode_image(inputs["source_pixel_values"])
             inputs["source_codes"] = drop_codes(codes, inputs.pop("drop_source_codes"))
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Held-out rows with all their conditions, so that two evaluations measure the same."""
+        dropping = self.data_collator
+        if isinstance(dropping, DataCollatorForImageGeneration):
+            self.data_collator = replace(dropping, prompt_dropout=0.0, source_code_dropout=0.0, null_dropout=0.0)
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = dropping
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Weight decay for matrices only: not for norms, biases and embeddings (upstream defect T8)."""

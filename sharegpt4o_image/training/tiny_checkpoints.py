@@ -94,7 +94,7 @@ def image_tokenizer_stage(target_dir: Path, recipe: TinyRecipe) -> None:
     )
     _round_to_half(model.model.vqmodel)
     copy_codebook(model)
-    _save(model, processor, target_dir, recipe, started, curve)
+    _save(model, processor, target_dir, recipe, ("tokenizer", "image_tokenizer"), started, curve)
 
 
 def decoder_stage(source_dir: Path, target_dir: Path, recipe: TinyRecipe) -> None:
@@ -109,7 +109,7 @@ def decoder_stage(source_dir: Path, target_dir: Path, recipe: TinyRecipe) -> Non
         model.model.vqmodel, model.encode_image, batches, recipe.decoder_steps, recipe.decoder_learning_rate
     )
     _round_to_half(model.model.vqmodel)
-    _save(model, processor, target_dir, recipe, started, curve)
+    _save(model, processor, target_dir, recipe, ("decoder", "image_tokenizer_batch"), started, curve)
 
 
 def text_to_image_stage(source_dir: Path, target_dir: Path, recipe: TinyRecipe) -> None:
@@ -128,7 +128,7 @@ def text_to_image_stage(source_dir: Path, target_dir: Path, recipe: TinyRecipe) 
         recipe.text_to_image_learning_rate,
     )
     curve = _train(model, processor, arguments, rows, held_out)
-    _save(model, processor, target_dir, recipe, started, curve)
+    _save(model, processor, target_dir, recipe, ("text_to_image",), started, curve)
 
 
 def edit_stage(source_dir: Path, target_dir: Path, recipe: TinyRecipe) -> None:
@@ -144,7 +144,7 @@ def edit_stage(source_dir: Path, target_dir: Path, recipe: TinyRecipe) -> None:
     arguments = _arguments(target_dir, recipe.seed, recipe.edit_steps, recipe.edit_batch, recipe.edit_learning_rate)
     arguments.source_code_dropout = recipe.edit_source_code_dropout
     curve = _train(model, processor, arguments, concatenate_datasets([edits, plain]), held_out)
-    _save(model, processor, target_dir, recipe, started, curve)
+    _save(model, processor, target_dir, recipe, ("edit",), started, curve)
 
 
 def _arguments(target_dir: Path, seed: int, steps: int, batch: int, learning_rate: float) -> Janus4oSFTConfig:
@@ -207,13 +207,15 @@ def _save(
     processor: Janus4oProcessor,
     target_dir: Path,
     recipe: TinyRecipe,
+    stage: tuple[str, ...],
     started: float,
     curve: list[dict[str, float]],
 ) -> None:
-    """Write a Hub folder, then the log, which marks the stage as done."""
+    """Write a Hub folder, then the log, which marks the stage as done; `stage` begins the settings that it used."""
     model.save_pretrained(target_dir)
     processor.save_pretrained(target_dir)
-    log = {"recipe": asdict(recipe), "minutes": round((time.monotonic() - started) / 60, 1), "curve": curve}
+    settings = {name: value for name, value in asdict(recipe).items() if name == "seed" or name.startswith(stage)}
+    log = {"recipe": settings, "minutes": round((time.monotonic() - started) / 60, 1), "curve": curve}
     (target_dir / "log.json").write_text(json.dumps(log, indent=1), encoding="utf-8")
     logger.info("wrote %s after %s minutes", target_dir.name, log["minutes"])
 

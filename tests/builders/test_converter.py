@@ -382,7 +382,7 @@ def test_the_verb_prints_what_was_left_out(original, tmp_path, capsys):
 def test_a_folder_that_holds_something_is_not_overwritten(original, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="full is not empty; choose another output folder"):
         convert(original, tmp_path / "full")
     with pytest.raises(UserError, match="lies in the source folder"):
         convert(original, original / "inside")

@@ -19,7 +19,8 @@ from sharegpt4o_image.evaluation.scene_benchmark import (
     teacher_picture,
 )
 from sharegpt4o_image.offline_teacher.language import parse_request
-from sharegpt4o_image.offline_teacher.sampling import combination, training_request
+from sharegpt4o_image.offline_teacher.sampling import UNSEEN_PAIRS, combination, edit_combination, training_request
+from sharegpt4o_image.training.tiny_data import draw_edit
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +70,16 @@ def test_aggregate_is_exact():
     assert (table["a"]["correct"], table["a"]["images"], table["a"]["score"]) == (1, 2, 0.5)
     assert table["a"]["low"] == pytest.approx(0.0945312, abs=1e-6)  # Wilson, z = 1.959964
     assert table["b"]["score"] == 1.0
+
+
+def test_no_edit_of_the_benchmark_is_ever_trained() -> None:
+    rng = random.Random(0)
+    trained, shown = set(), set()
+    for _ in range(5_000):
+        source, edit, _, target = draw_edit(rng)
+        trained.add(edit_combination(source, edit))
+        shown |= {(item.color, item.shape) for scene in (source, target) for item in scene.objects}
+    asked = {edit_combination(item.source, item.edit) for item in edit_items(200)}
+    assert len(trained) > 2_000
+    assert not trained & asked
+    assert not shown & UNSEEN_PAIRS

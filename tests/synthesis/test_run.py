@@ -371,6 +371,30 @@ def test_key_goes_to_the_teacher_and_nowhere_else(tmp_path: Path, monkeypatch: p
     assert not any(KEY.encode() in path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file())
 
 
+@pytest.mark.parametrize("is_html", [False, True])
+def test_a_key_that_the_teacher_repeats_is_cut_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_html: bool
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\r\n")
+
+    def fault(number: int, path: str) -> Response | None:
+        if number <= 2:
+            return None
+        if is_html:
+            return Response(f"<html>{KEY}</html>", 200)
+        return JSONResponse({"error": {"message": f"the key {KEY} may not", "code": "forbidden"}}, 403)
+
+    said = ""
+    with LoopbackTeacher(fault) as teacher:
+        try:
+            synthesize(tmp_path / "run", SMALL.model_copy(update={"base_url": teacher.base_url}), limit=2)
+        except UserError as error:
+            said = str(error)
+        assert teacher.keys_seen == {f"Bearer {KEY}"}
+    assert KEY not in said
+    assert not any(KEY.encode() in path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file())
+
+
 # --------------------------------------------------------------------------- what ships with the package
 
 

@@ -164,6 +164,7 @@ USELESS_CHATS = [
     httpx2.Response(200, text="<html>login</html>"),
     httpx2.Response(200, json=["list"]),
     httpx2.Response(200, json={"error": {"message": "overloaded"}}),
+    httpx2.Response(200, text='{"choices": [{"message": {"content": "\\ud800"}}]}'),
 ]
 
 
@@ -184,7 +185,18 @@ USELESS_IMAGES = [
     httpx2.Response(200, json={"data": []}),
     httpx2.Response(200, json={"data": [{"url": "http://elsewhere"}]}),
     httpx2.Response(200, json={"created": 1}),
+    image_reply("\u00e9"),
 ]
+
+
+@pytest.mark.parametrize("usage", ["much", [1], {"input_tokens": "7"}, {"input_tokens_details": 3}])
+def test_odd_token_counts_cost_no_answer(tmp_path: Path, usage: object) -> None:
+    body = json.loads(image_reply(picture()).content) | {"usage": usage, "model": ["odd"]}
+
+    @at_desk(tmp_path, httpx2.Response(200, json=body))
+    async def check(desk: Desk) -> None:
+        assert (await desk.image()).width == 256
+        assert desk.statuses == {"ok": 1}
 
 
 @pytest.mark.parametrize("reply", USELESS_IMAGES)
