@@ -233,6 +233,25 @@ def test_an_edit_weighs_three_rows_and_computes_no_more_than_it_needs(model, pro
     assert torch.equal((null + 2.0 * ((full + 3.0 * part) / 4.0 - null)).argmax(-1), codes)
 
 
+@pytest.mark.parametrize("num_pictures", [1, 2])
+@pytest.mark.parametrize("is_edit", [False, True])
+def test_guidance_for_a_part_of_the_codes(model, processor, num_pictures, is_edit):
+    options = {"do_sample": False, "guidance_scale": 3.0, "edit_freedom": 1.0, "num_images_per_prompt": num_pictures}
+    prompts, sources = (PROMPTS[:2], [[picture(1)], [picture(2)]] if is_edit else None)
+    whole = codes_of(model, prompts, image=sources, **options)
+    codes = codes_of(model, prompts, image=sources, guidance_until=0.25, **options)
+    assert torch.equal(codes[:, :16], whole[:, :16])
+    assert not torch.equal(codes, whole)
+    batch = processor.prepare_image_generation(prompts, sources)
+    first = codes[::num_pictures]
+    with torch.no_grad():
+        logits = model(**batch, target_codes=first).logits
+        if is_edit:
+            no_codes = torch.full((2, 64), -100)
+            logits = (logits + model(**batch, source_codes=no_codes, target_codes=first).logits) / 2
+    assert torch.equal(logits.argmax(-1)[:, 16:], first[:, 16:])
+
+
 def test_several_source_images_stand_in_order(model, processor):
     first, second = picture(1), picture(2)
     batch = processor.prepare_image_generation(["join them"], [[first, second]])
@@ -378,6 +397,7 @@ REFUSALS = {
         "Got 2 generators for 3 pictures",
     ),
     "guidance": ({"guidance_scale": -1.0}, "guidance_scale is -1.0; it must be 0 or more"),
+    "guidance until": ({"guidance_until": 0.0}, "guidance_until is 0.0; it must be above 0 and at most 1"),
     "edit freedom": ({"edit_freedom": float("nan")}, "edit_freedom is nan; it must be 0 or more"),
     "output type": ({"output_type": "np"}, "output_type is 'np'; choose"),
     "output size": ({"output_size": "big"}, "output_size is 'big'; choose"),

@@ -165,10 +165,10 @@ class CodeDecoder:
         self._place = self._position + self._start
 
     def _allocate(self, num_codes: int) -> list[Tensor]:
-        """Keys and values of each layer, (R, 2, K, L, E)."""
+        """Keys and values of each layer, (2, R, K, L, E): rows and heads lie so that products need no copy."""
         prefix, example = self._prefix, self._prefix.keys[0]
         shape = (
-            prefix.num_prefixes * self._num_pictures, 2, self._num_key_heads, self._start + num_codes, self._head_dim
+            2, prefix.num_prefixes * self._num_pictures, self._num_key_heads, self._start + num_codes, self._head_dim
         )  # fmt: skip
         make = torch.zeros if self._is_fixed else torch.empty  # what the mask hides must not be NaN
         return [make(shape, dtype=example.dtype, device=example.device) for _ in self._layers]
@@ -192,8 +192,8 @@ class CodeDecoder:
         """Give every row its own copy of its prefix; the prefix itself is let go of layer by layer."""
         prefix, length = self._prefix, self._prefix.length
         for number, cache in enumerate(self._caches):
-            cache[:, 0, :, :length] = prefix.keys[number].repeat_interleave(self._num_pictures, 0)
-            cache[:, 1, :, :length] = prefix.values[number].repeat_interleave(self._num_pictures, 0)
+            cache[0, :, :, :length] = prefix.keys[number].repeat_interleave(self._num_pictures, 0)
+            cache[1, :, :, :length] = prefix.values[number].repeat_interleave(self._num_pictures, 0)
             prefix.keys[number] = prefix.values[number] = torch.empty(0)
 
     def _rotations(self, rotary_embedding: Any, num_codes: int) -> tuple[Tensor, Tensor]:
@@ -211,8 +211,10 @@ class CodeDecoder:
 
     def keep(self, num_prefixes: int) -> None:
         """Go on with the rows of the first prefixes alone."""
+        if self._is_fixed:
+            raise ValueError("guidance_until must be 1 with uses_cuda_graph: a graph keeps its rows.")
         prefix, num_rows = self._prefix, num_prefixes * self._num_pictures
-        self._caches = [cache[:num_rows] for cache in self._caches]
+        self._caches = [cache[:, :num_rows] for cache in self._caches]
         if self._mask_R11L is not None:
             self._mask_R11L = self._mask_R11L[:num_rows]
         self._cos_TR1E, self._sin_TR1E = self._cos_TR1E[:, :num_rows], self._sin_TR1E[:, :num_rows]
@@ -264,10 +266,10 @@ class CodeDecoder:
         """Store a code's keys and values; what is there then, and what of it counts."""
         mask = self._mask_R11L
         if place is None:
-            cache.index_copy_(3, self._place, written[:, :, :, None])
-            return cache[:, 0], cache[:, 1], mask
-        cache[:, :, :, place] = written
-        keys, values = cache[:, :, :, : place + 1].unbind(1)
+            cache.index_copy_(3, self._place, written.transpose(0, 1)[:, :, :, None])
+            return cache[0], cache[1], mask
+        cache[:, :, :, place] = written.transpose(0, 1)
+        keys, values = cache[:, :, :, : place + 1].unbind(0)
         return keys, values, None if mask is None else mask[..., : place + 1]
 
     def _attend_own(self, number: int, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:

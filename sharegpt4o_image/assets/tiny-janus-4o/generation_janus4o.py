@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sampling: prompt rows -> P image codes a picture, with guidance (paper section 2, upstream README functions)."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -70,6 +71,7 @@ class Janus4oGenerationMixin:
         output_size: str = "aspect_ratio",
         progress_bar: bool = False,
         max_batch_size: int | None = None,
+        guidance_until: float = 1.0,
     ) -> list[Image.Image] | Tensor:
         """Draw pictures from text, or edit pictures as a text says.
 
@@ -99,6 +101,8 @@ class Janus4oGenerationMixin:
             progress_bar: show one, on stderr.
             max_batch_size: pictures drawn at once, by default all. More are drawn in several batches, prompts of
                 similar length together; the callback is called in each.
+            guidance_until: share of the codes that are drawn with guidance; the later ones follow the conditional
+                branch alone, which saves a row. Changes the picture (`docs/performance.md` has scores).
 
         Returns:
             a list of pictures, or a tensor, see `output_type`.
@@ -113,6 +117,7 @@ class Janus4oGenerationMixin:
         guidance = Guidance(
             self.config.guidance_scale if guidance_scale is None else guidance_scale,
             self.config.edit_freedom if edit_freedom is None else edit_freedom,
+            guidance_until,
         )
         warpers = sampling_warpers(temperature, top_k, top_p) if do_sample else None
         prompts = _checked_prompts(prompt, num_images_per_prompt)
@@ -206,22 +211,27 @@ class Janus4oGenerationMixin:
         progress_bar: bool,
     ) -> Tensor:
         """The sampling loop: (B, P) codes, or fewer when the callback stops it."""
-        num_branches, num_codes = len(rows.branches), self.config.num_image_tokens
+        branches, num_codes = rows.branches, self.config.num_image_tokens
         num_prefixes, prefix_length = rows.attention_mask.shape
         size = CacheSize(num_prefixes, prefix_length, num_pictures, num_codes)
-        check_memory(size, num_branches, self.config.text_config, rows.inputs_embeds.element_size(), self.device)
+        check_memory(size, len(branches), self.config.text_config, rows.inputs_embeds.element_size(), self.device)
         hidden_GD, prefix = self.prefill(rows.inputs_embeds, rows.attention_mask)
-        guided_BV = self._guided_logits(hidden_GD, rows.branches, guidance).repeat_interleave(num_pictures, 0)
+        guided_BV = self._guided_logits(hidden_GD, branches, guidance).repeat_interleave(num_pictures, 0)
         decoder = CodeDecoder(
             self.model.language_model, prefix, num_pictures, num_codes - 1,
             is_shared=num_pictures > 1, is_fixed=self.uses_cuda_graph,
         )  # fmt: skip
         codes_BP = torch.empty(len(guided_BV), num_codes, dtype=torch.long, device=guided_BV.device)
-        next_logits = self._stepper(decoder, codes_BP[:, 0].clone(), rows.branches, guidance)
+        next_logits = self._stepper(decoder, codes_BP[:, 0].clone(), branches, guidance)
+        num_guided = math.ceil(guidance.until * num_codes) if branches[0] == "cond" else num_codes
         for step in logging.tqdm(range(num_codes), desc="Drawing", disable=not progress_bar):
             codes_BP[:, step] = sampler.sample_token(guided_BV)
             if callback is not None and callback(step, codes_BP[:, : step + 1].clone()):
                 return codes_BP[:, : step + 1]
+            if step + 1 == num_guided < num_codes and branches[-1] == "uncond":
+                branches = branches[:-1]
+                decoder.keep(num_prefixes // len(rows.branches) * len(branches))
+                next_logits = self._stepper(decoder, codes_BP[:, 0].clone(), branches, guidance)
             if step + 1 < num_codes:
                 guided_BV = next_logits(codes_BP[:, step], step)
         return codes_BP
@@ -288,8 +298,11 @@ class Guidance:
 
     scale: float  # s
     edit_freedom: float  # s'
+    until: float = 1.0  # share of the codes that are guided
 
     def __post_init__(self) -> None:
+        if not 0 < self.until <= 1:
+            raise ValueError(f"guidance_until is {self.until}; it must be above 0 and at most 1.")
         for name, value in (("guidance_scale", self.scale), ("edit_freedom", self.edit_freedom)):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value}; it must be 0 or more.")
