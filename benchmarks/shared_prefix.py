@@ -106,22 +106,22 @@ def compare_attention(num_pictures: int, prefix: int, own: int, shape: str, roun
     return best_of(arms, rounds) | {"relative error": float(error)}
 
 
-def curves(model: Any, num_codes: int, vocabulary: int, rounds: int) -> dict[str, dict[int, float]]:
-    """Seconds against pictures of one prompt, prompts, and tokens of a prompt."""
-    plain = LayoutProcessor(num_codes, 64, vocabulary, has_source=False)
+def curves(model: Any, num_codes: int, vocabulary: int, rounds: int) -> dict[str, dict[float, float]]:
+    """Seconds against pictures of one prompt, prompts, tokens of a prompt, and the share of the codes guided."""
 
-    def draw(prompts: int, pictures: int, processor: LayoutProcessor) -> Callable[[], Any]:
-        return lambda: model.generate_image(
-            ["x"] * prompts, num_images_per_prompt=pictures, processor=processor, **OPTIONS
-        )
+    def draw(prompts: int = 1, pictures: int = 1, tokens: int = 64, until: float = 1.0) -> Callable[[], Any]:
+        processor = LayoutProcessor(num_codes, tokens, vocabulary, has_source=False)
+        options = OPTIONS | {"num_images_per_prompt": pictures, "guidance_until": until, "processor": processor}
+        return lambda: model.generate_image(["x"] * prompts, **options)
 
-    lengths = {length: LayoutProcessor(num_codes, length, vocabulary, has_source=False) for length in (64, 256, 1024)}
-    arms = {("pictures", n): draw(1, n, plain) for n in (1, 2, 4)}
-    arms |= {("prompts", n): draw(n, 1, plain) for n in (2, 4)}
-    arms |= {("prompt tokens", n): draw(1, 1, processor) for n, processor in lengths.items()}
+    arms: dict[Any, Callable[[], Any]] = {("pictures", n): draw(pictures=n) for n in (1, 2, 4)}
+    arms |= {("prompts", n): draw(prompts=n) for n in (2, 4)}
+    arms |= {("prompt tokens", n): draw(tokens=n) for n in (256, 1024)}
+    arms |= {("guided share, 4 pictures", share): draw(pictures=4, until=share) for share in (0.5, 0.25)}
     seconds = best_of(arms, rounds)
-    seconds[("prompts", 1)] = seconds[("pictures", 1)]
-    result: dict[str, dict[int, float]] = {}
+    seconds[("prompts", 1)] = seconds[("prompt tokens", 64)] = seconds[("pictures", 1)]
+    seconds[("guided share, 4 pictures", 1)] = seconds[("pictures", 4)]
+    result: dict[str, dict[float, float]] = {}
     for (what, number), value in sorted(seconds.items()):
         result.setdefault(what, {})[number] = value
     return result

@@ -229,6 +229,9 @@ def generate(
     seed: Annotated[int, typer.Option(help="Seed of the pictures.", min=0, max=2**62)] = 0,
     guidance_scale: Annotated[float | None, typer.Option(help="Guidance s; default: the checkpoint's.")] = None,
     edit_freedom: Annotated[float | None, typer.Option(help="Freedom s' of edits; default: the checkpoint's.")] = None,
+    guidance_until: Annotated[
+        float, typer.Option(help="Share of the codes drawn with guidance; the rest are drawn faster.", min=0.01, max=1)
+    ] = 1.0,
     temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Sample among this many likeliest codes.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest codes of this probability.")] = None,
@@ -250,9 +253,10 @@ def generate(
     try:
         pictures = loaded.generate_image(
             prompt, image=[[*image]] if image else None, num_images_per_prompt=num_images,
-            guidance_scale=guidance_scale, edit_freedom=edit_freedom, temperature=temperature, top_k=top_k,
-            top_p=top_p, negative_prompt=negative_prompt, generator=torch.Generator().manual_seed(seed),
-            processor=processor, output_size=output_size, progress_bar=not as_json,
+            guidance_scale=guidance_scale, edit_freedom=edit_freedom, guidance_until=guidance_until,
+            temperature=temperature, top_k=top_k, top_p=top_p, negative_prompt=negative_prompt,
+            generator=torch.Generator().manual_seed(seed), processor=processor, output_size=output_size,
+            progress_bar=not as_json,
         )  # fmt: skip
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -280,6 +284,9 @@ def evaluate(
     edit_freedom: Annotated[
         float | None, typer.Option(help="Freedom s' of edits; default: the checkpoint's.", min=0)
     ] = None,
+    guidance_until: Annotated[
+        float, typer.Option(help="Share of the codes drawn with guidance; the rest are drawn faster.", min=0.01, max=1)
+    ] = 1.0,
     as_json: AsJson = False,
 ) -> None:
     """Score a checkpoint on held-out prompts (scenes) or edits (scene-edits)."""
@@ -300,9 +307,22 @@ def evaluate(
     with Progress(console=Console(stderr=True)) as progress:
         bar = progress.add_task(f"Drawing {name}", total=len(items))
         scored = draw_and_judge(
-            loaded, processor, items, seed, guidance_scale, edit_freedom, lambda count: progress.advance(bar, count)
+            loaded,
+            processor,
+            items,
+            seed,
+            guidance_scale,
+            edit_freedom,
+            guidance_until,
+            lambda count: progress.advance(bar, count),
         )
-    recipe = {"model": model, "seed": seed, "guidance_scale": guidance_scale, "edit_freedom": edit_freedom}
+    recipe = {
+        "model": model,
+        "seed": seed,
+        "guidance_scale": loaded.config.guidance_scale if guidance_scale is None else guidance_scale,
+        "edit_freedom": loaded.config.edit_freedom if edit_freedom is None else edit_freedom,
+        "guidance_until": guidance_until,
+    }
     path = write_results(scored, output / name, name, recipe)
     if as_json:
         print(json.dumps(scored.table))

@@ -51,6 +51,7 @@ def draw_and_judge(
     seed: int = 0,
     guidance_scale: float | None = None,
     edit_freedom: float | None = None,
+    guidance_until: float = 1.0,
     on_progress: Callable[[int], None] | None = None,
 ) -> ScoredPictures:
     """Draw one picture for each item (all prompts, or all edits) and judge it.
@@ -66,6 +67,7 @@ def draw_and_judge(
             image=[[source_picture(item)] for item in batch if isinstance(item, EditItem)] or None,
             guidance_scale=guidance_scale,
             edit_freedom=edit_freedom,
+            guidance_until=guidance_until,
             generator=[torch.Generator().manual_seed(seed + start + i) for i in range(len(batch))],
             processor=processor,
         )

@@ -7,6 +7,7 @@ from small_checkpoints import save_ours
 
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration, batching_janus4o
 from sharegpt4o_image.janus4o.batching_janus4o import CacheSize, plan_batches
+from sharegpt4o_image.janus4o.decoding_janus4o import CodeDecoder
 
 PROMPTS = ["a red circle", "a very large blue star on a gray background", "a heart", "a yellow square", "a cross"]
 
@@ -43,7 +44,7 @@ def test_batches_change_no_picture(model, num_images, limit):
 
 def test_a_batch_that_does_not_fit_names_the_largest_that_does(model, monkeypatch):
     text = model.config.text_config
-    one = CacheSize(2, 30, 1, 64).num_bytes(text, 4)
+    one = CacheSize(2, 30, 1, 64, False).num_bytes(text, 4)
     assert one == 2 * (30 + 64) * 2 * text.num_hidden_layers * text.hidden_size * 4
     monkeypatch.setattr(batching_janus4o, "free_bytes", lambda device: 3 * one)
     with pytest.raises(ValueError, match=r"Drawing 20 pictures at once takes .* pass max_batch_size=(\d+)") as raised:
@@ -55,6 +56,18 @@ def test_a_batch_that_does_not_fit_names_the_largest_that_does(model, monkeypatc
     monkeypatch.setattr(batching_janus4o, "free_bytes", lambda device: 10)
     with pytest.raises(ValueError, match="not even one picture fits"):
         model.generate_image("a red circle", output_type="codes")
+
+
+@pytest.mark.parametrize(("num_pictures", "is_shared"), [(1, False), (3, False), (3, True)])
+def test_what_is_planned_is_what_is_allocated(model, num_pictures, is_shared):
+    embeds, mask = torch.randn(4, 30, model.config.text_config.hidden_size), torch.ones(4, 30, dtype=torch.long)
+    with torch.inference_mode():
+        _, prefix = model.prefill(embeds, mask)
+        shared = sum(part.nbytes for part in (*prefix.keys, *prefix.values))
+        decoder = CodeDecoder(model.model.language_model, prefix, num_pictures, 63, is_shared)
+    allocated = sum(cache.nbytes for cache in decoder._caches) + (shared if is_shared else 0)
+    planned = CacheSize(4, 30, num_pictures, 64, is_shared).num_bytes(model.config.text_config, 4)
+    assert allocated == pytest.approx(planned, rel=0.02)  # the last code is never fed
 
 
 def test_free_memory_is_known_on_a_cpu():

@@ -71,10 +71,11 @@ def greedy(model, prompts, **options):
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize("is_edit", [False, True])
-@pytest.mark.parametrize("is_shared", [False, True])
-def test_no_code_changes(model, processor, batch, is_edit, is_shared):
-    """Prompts of different lengths in a padded batch, and pictures of one prompt over one prefix."""
-    if is_shared:
+@pytest.mark.parametrize("share_from", [None, 0, 10_000])
+def test_no_code_changes(model, processor, batch, is_edit, share_from):
+    """Prompts of different lengths in a padded batch; pictures of one prompt over one prefix, and over copies."""
+    if share_from is not None:
+        model.share_prompt_from = share_from
         prompts, images = PROMPTS[1:2], [[picture(0)]] if is_edit else None
         expected = oracle(model, processor, prompts, images).expand(batch, -1)
         assert torch.equal(greedy(model, prompts, image=images, num_images_per_prompt=batch), expected)
@@ -86,6 +87,7 @@ def test_no_code_changes(model, processor, batch, is_edit, is_shared):
 
 @pytest.mark.parametrize("num_pictures", [1, 2])
 def test_several_padded_prompts_with_several_pictures(model, processor, num_pictures):
+    model.share_prompt_from = 0
     expected = oracle(model, processor, PROMPTS).repeat_interleave(num_pictures, 0)
     assert torch.equal(greedy(model, PROMPTS, num_images_per_prompt=num_pictures), expected)
 
@@ -97,6 +99,7 @@ def test_grouped_query_attention(num_pictures):
     config.text_config.num_key_value_heads = 2
     torch.manual_seed(0)
     model = Janus4oForImageGeneration(config).eval()
+    model.share_prompt_from = 0
     codes = greedy(model, PROMPTS, num_images_per_prompt=num_pictures, processor=processor)
     assert torch.equal(codes, oracle(model, processor, PROMPTS).repeat_interleave(num_pictures, 0))
 
@@ -120,7 +123,7 @@ def test_the_step_of_a_cuda_graph_changes_no_code(model, processor, monkeypatch,
     monkeypatch.setattr(generation_janus4o, "GraphedStep", EagerTwin)
     images = [[picture(n)] for n in range(3)] if is_edit else None
     expected = oracle(model, processor, PROMPTS, images).repeat_interleave(num_pictures, 0)
-    model.uses_cuda_graph = True
+    model.uses_cuda_graph, model.share_prompt_from = True, 0
     assert torch.equal(greedy(model, PROMPTS, image=images, num_images_per_prompt=num_pictures), expected)
 
 

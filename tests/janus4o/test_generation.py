@@ -236,6 +236,7 @@ def test_an_edit_weighs_three_rows_and_computes_no_more_than_it_needs(model, pro
 @pytest.mark.parametrize("num_pictures", [1, 2])
 @pytest.mark.parametrize("is_edit", [False, True])
 def test_guidance_for_a_part_of_the_codes(model, processor, num_pictures, is_edit):
+    model.share_prompt_from = 0
     options = {"do_sample": False, "guidance_scale": 3.0, "edit_freedom": 1.0, "num_images_per_prompt": num_pictures}
     prompts, sources = (PROMPTS[:2], [[picture(1)], [picture(2)]] if is_edit else None)
     whole = codes_of(model, prompts, image=sources, **options)

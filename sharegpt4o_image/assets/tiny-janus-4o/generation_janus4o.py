@@ -48,9 +48,12 @@ class Janus4oGenerationMixin:
     Args:
         uses_cuda_graph (`bool`): capture the decode step as a CUDA graph at each call of `generate_image`. Off by
             default: the graph itself has not been run on a GPU yet, its step has (on a CPU, without capture).
+        share_prompt_from (`int`): tokens from which on the pictures of a prompt read its keys and values in place;
+            below, each has a copy, which is faster there (our choice, `docs/performance.md`).
     """
 
     uses_cuda_graph: bool = False
+    share_prompt_from: int = 256
 
     def generate_image(
         self,
@@ -213,13 +216,14 @@ class Janus4oGenerationMixin:
         """The sampling loop: (B, P) codes, or fewer when the callback stops it."""
         branches, num_codes = rows.branches, self.config.num_image_tokens
         num_prefixes, prefix_length = rows.attention_mask.shape
-        size = CacheSize(num_prefixes, prefix_length, num_pictures, num_codes)
+        is_shared = num_pictures > 1 and prefix_length >= self.share_prompt_from
+        size = CacheSize(num_prefixes, prefix_length, num_pictures, num_codes, is_shared)
         check_memory(size, len(branches), self.config.text_config, rows.inputs_embeds.element_size(), self.device)
         hidden_GD, prefix = self.prefill(rows.inputs_embeds, rows.attention_mask)
         guided_BV = self._guided_logits(hidden_GD, branches, guidance).repeat_interleave(num_pictures, 0)
         decoder = CodeDecoder(
             self.model.language_model, prefix, num_pictures, num_codes - 1,
-            is_shared=num_pictures > 1, is_fixed=self.uses_cuda_graph,
+            is_shared=is_shared, is_fixed=self.uses_cuda_graph,
         )  # fmt: skip
         codes_BP = torch.empty(len(guided_BV), num_codes, dtype=torch.long, device=guided_BV.device)
         next_logits = self._stepper(decoder, codes_BP[:, 0].clone(), branches, guidance)

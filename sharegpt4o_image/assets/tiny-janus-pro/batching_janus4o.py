@@ -54,13 +54,15 @@ class CacheSize:
     prefix_length: int
     num_pictures: int
     num_codes: int
+    is_shared: bool  # whether the pictures of a prompt read its keys and values in place
 
     def num_bytes(self, config: LlamaConfig, itemsize: int) -> int:
         """Of a language model whose numbers have `itemsize` bytes."""
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         key_heads = config.num_key_value_heads or config.num_attention_heads
         per_token = 2 * config.num_hidden_layers * key_heads * head_dim * itemsize
-        return per_token * self.num_prefixes * (self.prefix_length + self.num_pictures * self.num_codes)
+        num_copies = 1 if self.is_shared else self.num_pictures
+        return per_token * self.num_prefixes * (num_copies * self.prefix_length + self.num_pictures * self.num_codes)
 
 
 def check_memory(size: CacheSize, num_branches: int, config: LlamaConfig, itemsize: int, device: torch.device) -> None:
