@@ -166,6 +166,10 @@ def encode(
 ) -> None:
     """Store the image codes of DATASET beside it, so that training need not compute them."""
     import json
+    from functools import partial
+
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
 
     from sharegpt4o_image.builders.loading import config_names
     from sharegpt4o_image.checkpoints import load_checkpoint
@@ -175,7 +179,15 @@ def encode(
         raise UserError(f"{dataset} is no folder; `sharegpt4o-image pack` writes one")
     names = config_names(str(dataset))
     loaded, processor = load_checkpoint(model)
-    counts = {name: encode_dataset(dataset, name, loaded, processor) for name in names}
+    counts = {}
+    with Progress(console=Console(stderr=True)) as progress:
+
+        def show(bar: TaskID, done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        for name in names:
+            bar = progress.add_task(f"Encoding {name}", total=None)
+            counts[name] = encode_dataset(dataset, name, loaded, processor, partial(show, bar))
     if as_json:
         print(json.dumps(counts))
         return

@@ -18,7 +18,7 @@ from typing import Any
 from datasets import load_dataset
 from PIL import Image
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from sharegpt4o_image.builders.packer import pack
 from sharegpt4o_image.checkpoints import TINY_JANUS_4O, TINY_JANUS_PRO, load_checkpoint
@@ -98,7 +98,8 @@ def run_demo(size: DemoSize, progress: Progress) -> DemoResult:
     DEMO_DIR.mkdir(exist_ok=True)
     _make_dataset(size, progress)
     for task in TASKS:
-        encode_dataset(DATASET_DIR, task, before, processor)
+        bar = progress.add_task(f"Encoding {task}")
+        encode_dataset(DATASET_DIR, task, before, processor, partial(_show, progress, bar))
     tuned, log = _tune(size, progress)
     names = {"before": TINY_JANUS_PRO, "after": tuned}
     if size.train_steps:
@@ -162,6 +163,10 @@ def _score(name: str, size: DemoSize, progress: Progress) -> list[ScoredPictures
         bar = progress.add_task(f"Scoring {Path(name).name}", total=len(items))
         scored.append(draw_and_judge(model, processor, items, on_progress=partial(progress.advance, bar)))
     return scored
+
+
+def _show(progress: Progress, bar: TaskID, done: int, total: int) -> None:
+    progress.update(bar, completed=done, total=total)
 
 
 def _report(

@@ -3,7 +3,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -55,9 +55,15 @@ def codes_path(dataset_dir: Path, config_name: str) -> Path:
 
 
 def encode_dataset(
-    dataset_dir: Path, config_name: str, model: Janus4oForImageGeneration, processor: Janus4oProcessor
+    dataset_dir: Path,
+    config_name: str,
+    model: Janus4oForImageGeneration,
+    processor: Janus4oProcessor,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Encode every picture of one config.
+
+    `on_progress` is called with the number of pictures read so far, and of all.
 
     Reads: `id`, `input_image`, `output_image` of the packed data set.
     Writes: `codes/<config>.parquet` with `id`, `target_codes` (P uint16) and `source_codes` (a list of P uint16 for
@@ -74,9 +80,17 @@ def encode_dataset(
         return 0
     lengths = pc.list_value_length(rows.data.column("input_image"))  # without reading the pictures
     num_sources = [length or 0 for length in lengths.to_pylist()]
-    targets = list(encode_images(model, processor, (row["output_image"] for row in rows)))
+    counter, total = itertools.count(1), len(rows) + sum(num_sources)
+
+    def counted(pictures: Iterable[Image.Image]) -> Iterator[Image.Image]:
+        for picture in pictures:
+            if on_progress is not None:
+                on_progress(next(counter), total)
+            yield picture
+
+    targets = list(encode_images(model, processor, counted(row["output_image"] for row in rows)))
     pictures = (picture for row in rows if row["input_image"] for picture in row["input_image"])
-    sources = encode_images(model, processor, pictures)
+    sources = encode_images(model, processor, counted(pictures))
     columns = {
         "id": rows["id"][:],
         "target_codes": targets,
