@@ -89,6 +89,15 @@ def test_evaluate_prints_and_keeps_scores(run):
     assert len(Path("scores/scene-edits/results.jsonl").read_text().splitlines()) == 6
 
 
+def test_a_missing_extra_names_the_command(run, packed, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("sharegpt4o_image.training")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "trl", None)
+    code, _, err = run("train", packed, "-o", "tuned")
+    assert code == 2
+    assert 'trl is not installed; type: pip install "sharegpt4o-image[train]"' in err
+
+
 BAD_INPUT = {
     "empty prompt": (["generate", "  "], "prompt is empty"),
     "no such picture": (["generate", "x", "-i", "missing.png"], "There is no picture missing.png"),

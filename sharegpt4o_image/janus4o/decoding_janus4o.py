@@ -211,8 +211,6 @@ class CodeDecoder:
 
     def keep(self, num_prefixes: int) -> None:
         """Go on with the rows of the first prefixes alone."""
-        if self._is_fixed:
-            raise ValueError("guidance_until must be 1 with uses_cuda_graph: a graph keeps its rows.")
         prefix, num_rows = self._prefix, num_prefixes * self._num_pictures
         self._caches = [cache[:, :num_rows] for cache in self._caches]
         if self._mask_R11L is not None:

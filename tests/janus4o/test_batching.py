@@ -70,6 +70,17 @@ def test_what_is_planned_is_what_is_allocated(model, num_pictures, is_shared):
     assert allocated == pytest.approx(planned, rel=0.02)  # the last code is never fed
 
 
+def test_batches_that_were_stopped_at_different_steps_are_refused(model):
+    seen = []
+
+    def stop(step, codes):
+        seen.append(step)
+        return step == (3 if len(seen) <= 4 else 5)
+
+    with pytest.raises(ValueError, match="stopped batches after 4 and 6 codes; stop all at the same step"):
+        model.generate_image(PROMPTS[:2], output_type="codes", max_batch_size=1, callback_on_step_end=stop)
+
+
 def test_free_memory_is_known_on_a_cpu():
     free = batching_janus4o.free_bytes(torch.device("cpu"))
     assert free is None or free > 1_000_000

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor, generation_janus4o
 from sharegpt4o_image.janus4o.decoding_janus4o import attend, join_weights
-from sharegpt4o_image.janus4o.generation_janus4o import Guidance, positions_of
+from sharegpt4o_image.janus4o.generation_janus4o import Guidance, ImageRequest, positions_of
 
 PROMPTS = ["a red circle", "a very large blue star on a gray background", "a heart"]
 
@@ -127,6 +127,12 @@ def test_the_step_of_a_cuda_graph_changes_no_code(model, processor, monkeypatch,
     assert torch.equal(greedy(model, PROMPTS, image=images, num_images_per_prompt=num_pictures), expected)
 
 
+def test_a_cuda_graph_keeps_its_rows(model):
+    model.uses_cuda_graph = True
+    with pytest.raises(ValueError, match=r"guidance_until is 0.5; it must be 1 with a CUDA graph"):
+        greedy(model, PROMPTS[0], guidance_until=0.5)
+
+
 def test_attention_in_two_parts_is_attention():
     torch.manual_seed(0)
     query, keys, values = torch.randn(2, 4, 3, 8), torch.randn(2, 4, 20, 8), torch.randn(2, 4, 20, 8)
@@ -217,7 +223,7 @@ def test_bf16_predicts_as_the_whole_pass_does(model, processor):
             return next(iterator)[None]
 
     with torch.no_grad():
-        rows = model._guidance_rows(processor, PROMPTS[:1], None, Guidance(1.0, 0.0), None)
+        rows = model._guidance_rows(processor, ImageRequest(PROMPTS[:1]), Guidance(1.0, 0.0))
         model._sample_codes(rows, 1, Guidance(1.0, 0.0), Forced(), None, False)
         handle.remove()
         whole = model(**batch, target_codes=codes).logits.float()

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
@@ -42,6 +41,38 @@ class GuidanceRows:
     branches: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class ImageRequest:
+    """What is asked for: prompts, the source images of each, and what each should lead away from."""
+
+    prompts: list[str]
+    sources: list[list[Image.Image]] | None = None
+    negative_prompts: list[str] | None = None
+
+    @classmethod
+    def check(
+        cls, prompt: Prompts, image: Images | None, negative_prompt: Prompts | None, num_images_per_prompt: int
+    ) -> "ImageRequest":
+        """The arguments of `generate_image`, as lists and read."""
+        prompts = _checked_prompts(prompt, num_images_per_prompt)
+        given = images_per_prompt(image, len(prompts))
+        return cls(
+            prompts,
+            None if given is None else [[read_picture(one) for one in row] for row in given],
+            None if negative_prompt is None else _one_for_each(negative_prompt, len(prompts)),
+        )
+
+    def take(self, batch: Batch) -> "ImageRequest":
+        """The part of it that a batch draws."""
+        parts = (self.prompts, self.sources, self.negative_prompts)
+        return ImageRequest(*[part and [part[number] for number in batch.prompts] for part in parts])
+
+    def source_sizes(self, num_images_per_prompt: int) -> list[tuple[int, int] | None]:
+        """Width and height of the first source of every picture."""
+        rows = self.sources or [[] for _ in self.prompts]
+        return [row[0].size if row else None for row in rows for _ in range(num_images_per_prompt)]
+
+
 class Janus4oGenerationMixin:
     """`generate_image` and its steps.
 
@@ -55,6 +86,7 @@ class Janus4oGenerationMixin:
     uses_cuda_graph: bool = False
     share_prompt_from: int = 256
 
+    # Longer than other functions are: its signature is the interface, and each argument is described once, here.
     def generate_image(
         self,
         prompt: Prompts,
@@ -123,35 +155,32 @@ class Janus4oGenerationMixin:
             guidance_until,
         )
         warpers = sampling_warpers(temperature, top_k, top_p) if do_sample else None
-        prompts = _checked_prompts(prompt, num_images_per_prompt)
+        if self.uses_cuda_graph and guidance_until < 1:
+            raise ValueError(
+                f"guidance_until is {guidance_until}; it must be 1 with a CUDA graph, which keeps its rows."
+            )
+        request = ImageRequest.check(prompt, image, negative_prompt, num_images_per_prompt)
         processor = processor or self.processor
-        given = images_per_prompt(image, len(prompts))
-        sources = None if given is None else [[read_picture(one) for one in row] for row in given]
-        negatives = None if negative_prompt is None else _one_for_each(negative_prompt, len(prompts))
-        sampler = CodeSampler(len(prompts) * num_images_per_prompt, warpers, generator, self.device)
+        sampler = CodeSampler(len(request.prompts) * num_images_per_prompt, warpers, generator, self.device)
         drawn: dict[int, Tensor] = {}
-        for batch in plan_batches([len(text) for text in prompts], num_images_per_prompt, max_batch_size):
+        for batch in plan_batches([len(text) for text in request.prompts], num_images_per_prompt, max_batch_size):
+            numbers = batch.numbers(num_images_per_prompt)
             with torch.inference_mode(), _evaluating(self):
-                rows = self._guidance_rows(
-                    processor, _take(prompts, batch), _take(sources, batch), guidance, _take(negatives, batch)
-                )
-                numbers = batch.numbers(num_images_per_prompt)
+                rows = self._guidance_rows(processor, request.take(batch), guidance)
                 codes = self._sample_codes(
                     rows, len(batch.pictures), guidance, sampler.of(numbers), callback_on_step_end, progress_bar
                 )
             drawn |= zip(numbers, codes.clone(), strict=True)  # normal tensors, which may be trained on
-        codes_BP = torch.stack([drawn[number] for number in range(len(drawn))])
+        codes_BP = _stack_codes(drawn)
         if output_type == "codes":
             return codes_BP
         pixels_BCHW = self._decode(codes_BP)
         if output_type == "pt":
             return pixels_BCHW
-        first_sources = [row[0] if row else None for row in sources or [[]] * len(prompts)]
+        sizes = request.source_sizes(num_images_per_prompt)
         return [
-            picture if source is None else processor.restore_size(picture, source.size, output_size)
-            for picture, source in zip(
-                processor.to_pil(pixels_BCHW), _repeat(first_sources, num_images_per_prompt), strict=True
-            )
+            picture if size is None else processor.restore_size(picture, size, output_size)
+            for picture, size in zip(processor.to_pil(pixels_BCHW), sizes, strict=True)
         ]
 
     @property
@@ -179,13 +208,11 @@ class Janus4oGenerationMixin:
     def _guidance_rows(
         self,
         processor: Janus4oProcessor,
-        prompts: list[str],
-        sources: list[list[Image.Image]] | None,
+        request: "ImageRequest",
         guidance: "Guidance",
-        negative_prompts: list[str] | None,
     ) -> GuidanceRows:
         """Embed the prompts, once for each guidance branch that has a weight."""
-        inputs = processor.prepare_image_generation(prompts, sources).to(self.device)
+        inputs = processor.prepare_image_generation(request.prompts, request.sources).to(self.device)
         input_ids, mask = inputs["input_ids"], inputs["attention_mask"]
         pixels = inputs.get("source_pixel_values")
         embeds, masks = {}, {}
@@ -195,8 +222,8 @@ class Janus4oGenerationMixin:
             embeds["part"], masks["part"] = self.drop_source_codes(embeds["cond"], input_ids), mask
         if guidance.scale != 1:
             null_ids, masks["uncond"] = processor.unconditional_ids(input_ids, mask), mask
-            if negative_prompts is not None:
-                negative = processor.prepare_image_generation(negative_prompts).to(self.device)
+            if request.negative_prompts is not None:
+                negative = processor.prepare_image_generation(request.negative_prompts).to(self.device)
                 null_ids, masks["uncond"] = negative["input_ids"], negative["attention_mask"]
             embeds["uncond"] = self.get_input_embeddings()(null_ids)
         length = max(e.shape[1] for e in embeds.values())
@@ -417,13 +444,14 @@ def _as_list(value: object) -> list[object]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _take(items: list[Any] | None, batch: Batch) -> list[Any] | None:
-    """The items of a batch's prompts."""
-    return None if items is None else [items[number] for number in batch.prompts]
-
-
-def _repeat(items: list[Any], times: int) -> list[Any]:
-    return [item for item in items for _ in range(times)]
+def _stack_codes(drawn: dict[int, Tensor]) -> Tensor:
+    """Codes by picture number -> (B, n)."""
+    lengths = sorted({len(codes) for codes in drawn.values()})
+    if len(lengths) > 1:
+        raise ValueError(
+            f"The callback stopped batches after {lengths[0]} and {lengths[-1]} codes; stop all at the same step."
+        )
+    return torch.stack([drawn[number] for number in range(len(drawn))])
 
 
 @contextmanager
