@@ -85,7 +85,6 @@ def compare_attention(num_pictures: int, prefix: int, own: int, shape: str, roun
     """One layer's attention for three branches: copied keys and values, and shared ones merged with the own."""
     _, width, _, heads, _, _ = SHAPES[shape]
     head_dim, branches = width // heads, 3
-    scale = head_dim**-0.5
     torch.manual_seed(0)
     rows = branches * num_pictures
     query = torch.randn(rows, heads, 1, head_dim)
@@ -95,9 +94,9 @@ def compare_attention(num_pictures: int, prefix: int, own: int, shape: str, roun
 
     def shared() -> Tensor:
         left, left_weight = attend(
-            query.view(branches, num_pictures, heads, head_dim).transpose(1, 2), prompt[0], prompt[1], None, scale
+            query.view(branches, num_pictures, heads, head_dim).transpose(1, 2), prompt[0], prompt[1], None
         )
-        right, right_weight = attend(query, cache[0], cache[1], None, scale)
+        right, right_weight = attend(query, cache[0], cache[1], None)
         left, left_weight = (part.transpose(1, 2).reshape(rows, heads, 1, -1) for part in (left, left_weight))
         return torch.lerp(left, right, (right_weight - left_weight).sigmoid())
 

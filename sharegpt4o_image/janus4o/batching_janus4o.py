@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many pictures -> batches that fit: which prompts are drawn together, and whether their caches have room."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -64,17 +64,22 @@ class CacheSize:
         num_copies = 1 if self.is_shared else self.num_pictures
         return per_token * self.num_prefixes * (num_copies * self.prefix_length + self.num_pictures * self.num_codes)
 
+    def captured(self) -> "CacheSize":
+        """The same for steps that are captured: rows that share nothing may be of any prompt."""
+        if self.is_shared:
+            return self
+        return replace(self, num_prefixes=self.num_prefixes * self.num_pictures, num_pictures=1)
 
-def check_memory(size: CacheSize, num_branches: int, config: LlamaConfig, itemsize: int, device: torch.device) -> None:
-    """Refuse a batch whose keys and values do not fit, before anything is allocated.
+
+def check_memory(needed: int, batch_size: int, device: torch.device) -> None:
+    """Refuse a batch whose keys and values, `needed` bytes, do not fit, before anything is allocated.
 
     Raises:
         ValueError: with the largest batch that fits.
     """
-    free, needed = free_bytes(device), size.num_bytes(config, itemsize)
+    free = free_bytes(device)
     if free is None or needed <= free:
         return
-    batch_size = size.num_prefixes // num_branches * size.num_pictures
     fitting = int(batch_size * free / needed)
     remedy = f"pass max_batch_size={fitting}." if fitting else "not even one picture fits on this device."
     raise ValueError(

@@ -2,10 +2,11 @@
 """Sampling: prompt rows -> P image codes a picture, with guidance (paper section 2, upstream README functions)."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from PIL import Image
@@ -15,11 +16,22 @@ from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper
 from transformers.utils import logging
 
 from .batching_janus4o import Batch, CacheSize, check_memory, plan_batches
-from .decoding_janus4o import CodeDecoder, GraphedStep, PromptPrefix
+from .capture_janus4o import (
+    PROMPT_BUCKET,
+    CapturedSteps,
+    CaptureReport,
+    Captures,
+    FixedDecoder,
+    can_be_captured,
+    compiled_layers,
+)  # fmt: skip
+from .decoding_janus4o import CodeDecoder, LaunchedSteps, PromptPrefix, fused_layers
 from .processing_janus4o import OUTPUT_SIZES, Images, Janus4oProcessor, images_per_prompt, read_picture
 
 # B pictures, G prompts of all branches (1 to 3), R rows (the same for every picture), L prompt tokens, P image tokens,
 # D width, V codes
+
+logger = logging.get_logger(__name__)
 
 DECODE_CHUNK = 4  # pictures decoded at once, so that the decoder's feature maps do not outgrow the cache (our choice)
 
@@ -39,6 +51,13 @@ class GuidanceRows:
     inputs_embeds: Tensor  # (G, L, D)
     attention_mask: Tensor  # (G, L)
     branches: tuple[str, ...]
+
+    def pad(self, bucket: int) -> "GuidanceRows":
+        """The same, padded on the left to a multiple of `bucket` tokens."""
+        length = -(-self.attention_mask.shape[1] // bucket) * bucket
+        return GuidanceRows(
+            _pad_left(self.inputs_embeds, length), _pad_left(self.attention_mask, length), self.branches
+        )
 
 
 @dataclass(frozen=True)
@@ -77,13 +96,14 @@ class Janus4oGenerationMixin:
     """`generate_image` and its steps.
 
     Args:
-        uses_cuda_graph (`bool`): capture the decode step as a CUDA graph at each call of `generate_image`. Off by
-            default: the graph itself has not been run on a GPU yet, its step has (on a CPU, without capture).
+        uses_cuda_graph (`bool`, *optional*): draw by decode steps that are captured as CUDA graphs, see
+            `compile_generation`. By default where the model is on a GPU; where capturing fails, a warning says so and
+            the kernels are launched one by one. `True` raises instead, `False` never captures.
         share_prompt_from (`int`): tokens from which on the pictures of a prompt read its keys and values in place;
             below, each has a copy, which is faster there (our choice, `docs/performance.md`).
     """
 
-    uses_cuda_graph: bool = False
+    uses_cuda_graph: bool | None = None
     share_prompt_from: int = 256
 
     # Longer than other functions are: its signature is the interface, and each argument is described once, here.
@@ -155,10 +175,6 @@ class Janus4oGenerationMixin:
             guidance_until,
         )
         warpers = sampling_warpers(temperature, top_k, top_p) if do_sample else None
-        if self.uses_cuda_graph and guidance_until < 1:
-            raise ValueError(
-                f"guidance_until is {guidance_until}; it must be 1 with a CUDA graph, which keeps its rows."
-            )
         request = ImageRequest.check(prompt, image, negative_prompt, num_images_per_prompt)
         processor = processor or self.processor
         sampler = CodeSampler(len(request.prompts) * num_images_per_prompt, warpers, generator, self.device)
@@ -242,30 +258,56 @@ class Janus4oGenerationMixin:
     ) -> Tensor:
         """The sampling loop: (B, P) codes, or fewer when the callback stops it."""
         branches, num_codes = rows.branches, self.config.num_image_tokens
-        num_prefixes, prefix_length = rows.attention_mask.shape
-        is_shared = num_pictures > 1 and prefix_length >= self.share_prompt_from
-        size = CacheSize(num_prefixes, prefix_length, num_pictures, num_codes, is_shared)
-        check_memory(size, len(branches), self.config.text_config, rows.inputs_embeds.element_size(), self.device)
-        hidden_GD, prefix = self.prefill(rows.inputs_embeds, rows.attention_mask)
-        guided_BV = self._guided_logits(hidden_GD, branches, guidance).repeat_interleave(num_pictures, 0)
-        decoder = CodeDecoder(
-            self.model.language_model, prefix, num_pictures, num_codes - 1,
-            is_shared=is_shared, is_fixed=self.uses_cuda_graph,
-        )  # fmt: skip
-        codes_BP = torch.empty(len(guided_BV), num_codes, dtype=torch.long, device=guided_BV.device)
-        next_logits = self._stepper(decoder, codes_BP[:, 0].clone(), branches, guidance)
-        num_guided = math.ceil(guidance.until * num_codes) if branches[0] == "cond" else num_codes
-        for step in logging.tqdm(range(num_codes), desc="Drawing", disable=not progress_bar):
-            codes_BP[:, step] = sampler.sample_token(guided_BV)
-            if callback is not None and callback(step, codes_BP[:, : step + 1].clone()):
-                return codes_BP[:, : step + 1]
-            if step + 1 == num_guided < num_codes and branches[-1] == "uncond":
-                branches = branches[:-1]
-                decoder.keep(num_prefixes // len(rows.branches) * len(branches))
-                next_logits = self._stepper(decoder, codes_BP[:, 0].clone(), branches, guidance)
-            if step + 1 < num_codes:
-                guided_BV = next_logits(codes_BP[:, step], step)
+        num_guided = guidance.num_guided(branches, num_codes)
+        with self._decoding(rows, num_pictures, num_guided < num_codes) as (logits_RV, decode):
+            num_pictures = len(logits_RV) // len(branches)
+            codes_BP = torch.empty(num_pictures, num_codes, dtype=torch.long, device=logits_RV.device)
+            for position in logging.tqdm(range(num_codes), desc="Drawing", disable=not progress_bar):
+                logits = dict(zip(branches, logits_RV.chunk(len(branches)), strict=True))
+                codes_BP[:, position] = sampler.sample_token(guidance.guide(logits))
+                if callback is not None and callback(position, codes_BP[:, : position + 1].clone()):
+                    return codes_BP[:, : position + 1]
+                if position + 1 == num_guided < num_codes:
+                    branches = branches[:-1]
+                    decode.keep(len(branches))
+                if position + 1 < num_codes:
+                    logits_RV = decode(codes_BP[:, position], position)
         return codes_BP
+
+    @contextmanager
+    def _decoding(
+        self, rows: GuidanceRows, num_pictures: int, drops_branch: bool
+    ) -> Iterator[tuple[Tensor, LaunchedSteps | CapturedSteps]]:
+        """Prompts that were read: logits (R, V) of the first codes, and the steps to the others."""
+        num_branches = len(rows.branches)
+        if self._uses_graphs():
+            with self._captures.held(self._decoding_modules()):
+                rows_padded = rows.pad(PROMPT_BUCKET)
+                steps = self._captured_steps(rows_padded, num_pictures, drops_branch)
+                if steps is not None:
+                    hidden_GD, prefix = self.prefill(rows_padded.inputs_embeds, rows_padded.attention_mask)
+                    steps.load(prefix, len(hidden_GD) // num_branches, num_pictures)
+                    yield self._first_logits(hidden_GD, num_pictures), steps
+                    return
+        size = self._cache_size(rows, num_pictures)
+        check_memory(self._num_bytes(size), size.num_prefixes // num_branches * num_pictures, self.device)
+        hidden_GD, prefix = self.prefill(rows.inputs_embeds, rows.attention_mask)
+        decoder = CodeDecoder(self.model.language_model, size, prefix)
+        yield self._first_logits(hidden_GD, num_pictures), LaunchedSteps(decoder, num_branches, self.decode_step)
+
+    def _cache_size(self, rows: GuidanceRows, num_pictures: int) -> CacheSize:
+        num_prefixes, length = rows.attention_mask.shape
+        can_share = num_pictures > 1 and self.device.type in ("cpu", "cuda")  # where `attend` has its kernels
+        is_shared = can_share and length >= self.share_prompt_from
+        return CacheSize(num_prefixes, length, num_pictures, self.config.num_image_tokens, is_shared)
+
+    def _num_bytes(self, size: CacheSize) -> int:
+        """Of the keys and values."""
+        return size.num_bytes(self.config.text_config, self.get_input_embeddings().weight.element_size())
+
+    def _first_logits(self, hidden_GD: Tensor, num_pictures: int) -> Tensor:
+        logits_GV: Tensor = self.model.generation_head(hidden_GD).float()
+        return logits_GV.repeat_interleave(num_pictures, 0)
 
     def prefill(self, embeds_GLD: Tensor, mask_GL: Tensor) -> tuple[Tensor, PromptPrefix]:
         """Run the prompts; the hidden states (G, D) that predict code 0, and the prompts' keys and values."""
@@ -279,37 +321,120 @@ class Janus4oGenerationMixin:
         )
         return outputs.last_hidden_state[:, -1], PromptPrefix(cache, mask_GL)
 
-    def _stepper(
-        self, decoder: CodeDecoder, codes_B: Tensor, branches: tuple[str, ...], guidance: "Guidance"
-    ) -> Callable[[Tensor, int], Tensor]:
-        """The decode step: codes (B,) and their position -> guided logits (B, V) of the next ones.
+    def decode_step(self, codes_B: Tensor, num_branches: int, run: Callable[[Tensor], Tensor]) -> Tensor:
+        """Codes (B,) of the pictures -> logits (R, V) in fp32 of the next ones, branch after branch.
 
-        As a CUDA graph it reads the codes from `codes_B` and counts the positions itself.
+        `run` takes embeddings (R, D) through the language model, over what it has read.
         """
-        if not self.uses_cuda_graph:
-            return lambda codes, step: self._guided_logits(
-                decoder.step(self._embed_for(codes, branches), step), branches, guidance
-            )
-        codes_B.zero_()
-        graph = GraphedStep(
-            lambda: self._guided_logits(decoder.step_in_place(self._embed_for(codes_B, branches)), branches, guidance),
-            decoder.restart,
-        )
-
-        def replay(codes: Tensor, step: int) -> Tensor:
-            codes_B.copy_(codes)
-            return graph()
-
-        return replay
-
-    def _embed_for(self, codes_B: Tensor, branches: tuple[str, ...]) -> Tensor:
-        """The codes of every picture, for all its branches: (R, D)."""
         embeds_BD = self.embed_codes(codes_B).to(self.get_input_embeddings().weight.dtype)
-        return embeds_BD.repeat(len(branches), 1)
+        logits_RV: Tensor = self.model.generation_head(run(embeds_BD.repeat(num_branches, 1)))
+        return logits_RV.float().to(codes_B.device)
 
-    def _guided_logits(self, hidden_RD: Tensor, branches: tuple[str, ...], guidance: "Guidance") -> Tensor:
-        logits_RV = self.model.generation_head(hidden_RD).float()
-        return guidance.guide(dict(zip(branches, logits_RV.chunk(len(branches)), strict=True)))
+    # ------------------------------------------------------------------ CUDA graphs
+
+    def compile_generation(
+        self,
+        batch_sizes: Sequence[int] = (1,),
+        prompt_tokens: int = PROMPT_BUCKET,
+        num_branches: int = 2,
+        joins_kernels: bool = True,
+    ) -> list[CaptureReport]:
+        """Make the decode step ready for some batch sizes, as CUDA graphs; later calls use the smallest with room.
+
+        Without it, `generate_image` captures on first use and keeps the last shape. What is captured here stays, with
+        the memory of its keys and values, until `release_generation()`, or until the weights change or move.
+
+        Args:
+            batch_sizes: pictures drawn at once. From `share_prompt_from` tokens on, pictures of one prompt.
+            prompt_tokens: of the longest prompt, with its source images; rounded up to a multiple of 64, as each
+                prompt is when it is drawn.
+            num_branches: guidance branches: 2 for drawings, and for edits with `edit_freedom=0`; 3 for other edits.
+            joins_kernels: let `torch.compile` join the layers' small kernels; takes seconds more.
+
+        Returns:
+            what was captured, with the time it took.
+
+        Raises:
+            ValueError: the model is not on a GPU, has adapters, or there is no room; with the remedy.
+        """
+        self._check_compilation(batch_sizes, prompt_tokens, num_branches)
+        length = -(-prompt_tokens // PROMPT_BUCKET) * PROMPT_BUCKET
+        reports = []
+        with torch.inference_mode(), _evaluating(self), self._captures.held(self._decoding_modules()):
+            language_model = self.model.language_model
+            layers = compiled_layers(language_model) if joins_kernels else fused_layers(language_model)
+            for batch_size in sorted(set(batch_sizes)):
+                is_shared = batch_size > 1 and length >= self.share_prompt_from
+                size = CacheSize(num_branches, length, batch_size, self.config.num_image_tokens, is_shared)
+                steps = self._capture(size.captured(), num_branches, layers)
+                self._captures.add(steps, is_ahead=True)
+                reports.append(
+                    CaptureReport(batch_size, length, num_branches, steps.seconds, self._num_bytes(steps.size))
+                )
+        self.uses_cuda_graph = True
+        return reports
+
+    def release_generation(self) -> None:
+        """Let go of all captured steps and their memory."""
+        with self._captures.held([]):
+            self._captures.clear()
+
+    def _check_compilation(self, batch_sizes: Sequence[int], prompt_tokens: int, num_branches: int) -> None:
+        if not batch_sizes or min(batch_sizes) < 1:
+            raise ValueError(f"batch_sizes is {batch_sizes!r}; give one number or more, each 1 or more.")
+        if prompt_tokens < 1 or num_branches not in (1, 2, 3):
+            raise ValueError(
+                f"prompt_tokens is {prompt_tokens} and num_branches {num_branches}; give 1 or more, and 1, 2 or 3."
+            )
+        if not can_be_captured(self.model.language_model):
+            raise ValueError("The model has adapters or hooks, which cannot be captured; merge or remove them.")
+
+    @property
+    def _captures(self) -> Captures:
+        captures: Captures = self.__dict__.setdefault("_generation_captures", Captures())
+        return captures
+
+    def _decoding_modules(self) -> list[torch.nn.Module]:
+        """What a decode step runs, its weights where they will stay."""
+        inner = self.model
+        fused_layers(inner.language_model)
+        return [inner.language_model, inner.generation_embeddings, inner.generation_aligner, inner.generation_head]
+
+    def _uses_graphs(self) -> bool:
+        if self.uses_cuda_graph is False or self._captures.is_mine or torch.is_autocast_enabled(self.device.type):
+            return False
+        is_wanted = self.uses_cuda_graph or self.device.type == "cuda"
+        return is_wanted and can_be_captured(self.model.language_model)
+
+    def _captured_steps(self, rows: GuidanceRows, num_pictures: int, drops_branch: bool) -> CapturedSteps | None:
+        """Steps with room for these rows, captured now if there are none; `None` where capturing was not asked for
+        and does not work."""
+        num_branches = len(rows.branches)
+        size = self._cache_size(rows, num_pictures).captured()
+        steps = self._captures.find(size, num_branches)
+        try:
+            if steps is None:
+                self._captures.forget_latest()
+                steps = self._capture(size, num_branches, fused_layers(self.model.language_model))
+                self._captures.add(steps, is_ahead=False)
+            if drops_branch:
+                steps.capture(num_branches - 1)
+        except RuntimeError as error:
+            if self.uses_cuda_graph:
+                raise
+            logger.warning_once(f"The decode step is not captured as a CUDA graph and drawing is slower: {error}")
+            self.uses_cuda_graph = False
+            return None
+        return steps
+
+    def _capture(self, size: CacheSize, num_branches: int, layers: Sequence[Any]) -> CapturedSteps:
+        prompts = replace(size, num_pictures=1, num_codes=0)  # while they are read, they take room twice
+        needed = self._num_bytes(size) + self._num_bytes(prompts)
+        check_memory(needed, size.num_prefixes // num_branches * size.num_pictures, self.device)
+        decoder = FixedDecoder(self.model.language_model, size, layers)
+        steps = CapturedSteps(decoder, num_branches, self.decode_step)
+        steps.capture(num_branches)
+        return steps
 
 
 def positions_of(attention_mask: Tensor) -> Tensor:
@@ -348,6 +473,11 @@ class Guidance:
         if "uncond" not in logits:
             return conditional
         return logits["uncond"] + self.scale * (conditional - logits["uncond"])
+
+    def num_guided(self, branches: tuple[str, ...], num_codes: int) -> int:
+        """How many codes are drawn with all branches; the later ones do without `uncond`."""
+        has_rest = branches[0] == "cond" and branches[-1] == "uncond"
+        return math.ceil(self.until * num_codes) if has_rest else num_codes
 
 
 class CodeSampler:

@@ -61,13 +61,14 @@ def test_a_batch_that_does_not_fit_names_the_largest_that_does(model, monkeypatc
 @pytest.mark.parametrize(("num_pictures", "is_shared"), [(1, False), (3, False), (3, True)])
 def test_what_is_planned_is_what_is_allocated(model, num_pictures, is_shared):
     embeds, mask = torch.randn(4, 30, model.config.text_config.hidden_size), torch.ones(4, 30, dtype=torch.long)
+    size = CacheSize(4, 30, num_pictures, 64, is_shared)
     with torch.inference_mode():
         _, prefix = model.prefill(embeds, mask)
-        shared = sum(part.nbytes for part in (*prefix.keys, *prefix.values))
-        decoder = CodeDecoder(model.model.language_model, prefix, num_pictures, 63, is_shared)
-    allocated = sum(cache.nbytes for cache in decoder._caches) + (shared if is_shared else 0)
-    planned = CacheSize(4, 30, num_pictures, 64, is_shared).num_bytes(model.config.text_config, 4)
-    assert allocated == pytest.approx(planned, rel=0.02)  # the last code is never fed
+        decoder = CodeDecoder(model.model.language_model, size, prefix)
+    shared = sum(part.nbytes for cache in decoder._prefix_caches for part in cache)
+    allocated = sum(cache.nbytes for cache in decoder._caches) + shared
+    assert allocated == size.num_bytes(model.config.text_config, 4)
+    assert prefix.keys == prefix.values == [None, None]  # no second copy is held
 
 
 def test_batches_that_were_stopped_at_different_steps_are_refused(model):

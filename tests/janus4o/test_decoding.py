@@ -7,14 +7,13 @@ import threading
 
 import pytest
 import torch
-from PIL import Image
+from plain_drawing import greedy, oracle, picture
 from small_checkpoints import save_ours, small_config, small_processor
 from torch import nn
-from transformers import DynamicCache
 
-from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor, generation_janus4o
+from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
 from sharegpt4o_image.janus4o.decoding_janus4o import attend, join_weights
-from sharegpt4o_image.janus4o.generation_janus4o import Guidance, ImageRequest, positions_of
+from sharegpt4o_image.janus4o.generation_janus4o import Guidance, ImageRequest
 
 PROMPTS = ["a red circle", "a very large blue star on a gray background", "a heart"]
 
@@ -32,41 +31,6 @@ def model(folder):
 @pytest.fixture
 def processor(folder):
     return Janus4oProcessor.from_pretrained(folder)
-
-
-def picture(seed):
-    levels = torch.randint(256, (32, 32, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-    return Image.fromarray(levels.numpy())
-
-
-@torch.no_grad()
-def oracle(model, processor, prompts, images=None, scale=5.0, freedom=5.0):
-    """Greedy codes by the layers as they are, over a cache that grows: every picture is a row of each branch."""
-    batch = processor.prepare_image_generation(prompts, images)
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    embeds = {"cond": model.embed_prompt(ids, batch.get("source_pixel_values"))}
-    if images is not None:
-        no_codes = torch.full((len(batch["source_pixel_values"]), model.config.num_image_tokens), -100)
-        embeds["part"] = model.embed_prompt(ids, batch["source_pixel_values"], no_codes)
-    embeds["uncond"] = model.get_input_embeddings()(processor.unconditional_ids(ids, mask))
-    names, num_branches = tuple(embeds), len(embeds)
-    inputs, mask = torch.cat(list(embeds.values())), mask.repeat(num_branches, 1)
-    cache, codes = DynamicCache(), []
-    for _ in range(model.config.num_image_tokens):
-        positions = positions_of(mask)[:, -inputs.shape[1] :]
-        hidden = model.model.language_model(
-            inputs_embeds=inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        ).last_hidden_state[:, -1]
-        logits = dict(zip(names, model.model.generation_head(hidden).chunk(num_branches), strict=True))
-        codes.append(Guidance(scale, freedom).guide(logits).argmax(-1))
-        inputs = model.embed_codes(codes[-1].repeat(num_branches)[:, None])
-        mask = nn.functional.pad(mask, (0, 1), value=1)
-    return torch.stack(codes, 1)
-
-
-def greedy(model, prompts, **options):
-    options = {"guidance_scale": 5.0, "edit_freedom": 5.0} | options
-    return model.generate_image(prompts, do_sample=False, output_type="codes", **options)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
@@ -104,41 +68,12 @@ def test_grouped_query_attention(num_pictures):
     assert torch.equal(codes, oracle(model, processor, PROMPTS).repeat_interleave(num_pictures, 0))
 
 
-class EagerTwin:
-    """A `GraphedStep` without a graph: the same kernels on the same memory, launched one by one."""
-
-    def __init__(self, run, restart):
-        for _ in range(3):
-            run()
-        restart()
-        self._run = run
-
-    def __call__(self):
-        return self._run()
-
-
-@pytest.mark.parametrize("is_edit", [False, True])
-@pytest.mark.parametrize("num_pictures", [1, 3])
-def test_the_step_of_a_cuda_graph_changes_no_code(model, processor, monkeypatch, is_edit, num_pictures):
-    monkeypatch.setattr(generation_janus4o, "GraphedStep", EagerTwin)
-    images = [[picture(n)] for n in range(3)] if is_edit else None
-    expected = oracle(model, processor, PROMPTS, images).repeat_interleave(num_pictures, 0)
-    model.uses_cuda_graph, model.share_prompt_from = True, 0
-    assert torch.equal(greedy(model, PROMPTS, image=images, num_images_per_prompt=num_pictures), expected)
-
-
-def test_a_cuda_graph_keeps_its_rows(model):
-    model.uses_cuda_graph = True
-    with pytest.raises(ValueError, match=r"guidance_until is 0.5; it must be 1 with a CUDA graph"):
-        greedy(model, PROMPTS[0], guidance_until=0.5)
-
-
 def test_attention_in_two_parts_is_attention():
     torch.manual_seed(0)
     query, keys, values = torch.randn(2, 4, 3, 8), torch.randn(2, 4, 20, 8), torch.randn(2, 4, 20, 8)
     whole = nn.functional.scaled_dot_product_attention(query, keys, values)
-    left, left_weight = attend(query, keys[:, :, :13], values[:, :, :13], None, 8**-0.5)
-    right, right_weight = attend(query, keys[:, :, 13:], values[:, :, 13:], None, 8**-0.5)
+    left, left_weight = attend(query, keys[:, :, :13], values[:, :, :13], None)
+    right, right_weight = attend(query, keys[:, :, 13:], values[:, :, 13:], None)
     merged = torch.lerp(left, right, (right_weight - left_weight).sigmoid())
     torch.testing.assert_close(merged, whole, atol=1e-6, rtol=1e-5)
 
