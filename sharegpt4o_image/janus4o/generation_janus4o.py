@@ -25,7 +25,7 @@ from .capture_janus4o import (
     can_be_captured,
     compiled_layers,
 )  # fmt: skip
-from .decoding_janus4o import CodeDecoder, LaunchedSteps, PromptPrefix, fused_layers
+from .decoding_janus4o import CodeDecoder, LaunchedSteps, PromptPrefix, code_logits, fused_layers
 from .processing_janus4o import OUTPUT_SIZES, Images, Janus4oProcessor, images_per_prompt, read_picture
 
 # B pictures, G prompts of all branches (1 to 3), R rows (the same for every picture), L prompt tokens, P image tokens,
@@ -306,8 +306,7 @@ class Janus4oGenerationMixin:
         return size.num_bytes(self.config.text_config, self.get_input_embeddings().weight.element_size())
 
     def _first_logits(self, hidden_GD: Tensor, num_pictures: int) -> Tensor:
-        logits_GV: Tensor = self.model.generation_head(hidden_GD).float()
-        return logits_GV.repeat_interleave(num_pictures, 0)
+        return code_logits(self.model.generation_head, hidden_GD).repeat_interleave(num_pictures, 0)
 
     def prefill(self, embeds_GLD: Tensor, mask_GL: Tensor) -> tuple[Tensor, PromptPrefix]:
         """Run the prompts; the hidden states (G, D) that predict code 0, and the prompts' keys and values."""
@@ -327,8 +326,8 @@ class Janus4oGenerationMixin:
         `run` takes embeddings (R, D) through the language model, over what it has read.
         """
         embeds_BD = self.embed_codes(codes_B).to(self.get_input_embeddings().weight.dtype)
-        logits_RV: Tensor = self.model.generation_head(run(embeds_BD.repeat(num_branches, 1)))
-        return logits_RV.float().to(codes_B.device)
+        hidden_RD = run(embeds_BD.repeat(num_branches, 1))
+        return code_logits(self.model.generation_head, hidden_RD).to(codes_B.device)
 
     # ------------------------------------------------------------------ CUDA graphs
 
@@ -361,12 +360,10 @@ class Janus4oGenerationMixin:
         length = -(-prompt_tokens // PROMPT_BUCKET) * PROMPT_BUCKET
         reports = []
         with torch.inference_mode(), _evaluating(self), self._captures.held(self._decoding_modules()):
-            language_model = self.model.language_model
-            layers = compiled_layers(language_model) if joins_kernels else fused_layers(language_model)
             for batch_size in sorted(set(batch_sizes)):
                 is_shared = batch_size > 1 and length >= self.share_prompt_from
                 size = CacheSize(num_branches, length, batch_size, self.config.num_image_tokens, is_shared)
-                steps = self._capture(size.captured(), num_branches, layers)
+                steps = self._capture(size.captured(), num_branches, joins_kernels)
                 self._captures.add(steps, is_ahead=True)
                 reports.append(
                     CaptureReport(batch_size, length, num_branches, steps.seconds, self._num_bytes(steps.size))
@@ -397,7 +394,7 @@ class Janus4oGenerationMixin:
     def _decoding_modules(self) -> list[torch.nn.Module]:
         """What a decode step runs, its weights where they will stay."""
         inner = self.model
-        fused_layers(inner.language_model)
+        fused_layers(inner.language_model, 1)
         return [inner.language_model, inner.generation_embeddings, inner.generation_aligner, inner.generation_head]
 
     def _uses_graphs(self) -> bool:
@@ -415,7 +412,7 @@ class Janus4oGenerationMixin:
         try:
             if steps is None:
                 self._captures.forget_latest()
-                steps = self._capture(size, num_branches, fused_layers(self.model.language_model))
+                steps = self._capture(size, num_branches, joins_kernels=False)
                 self._captures.add(steps, is_ahead=False)
             if drops_branch:
                 steps.capture(num_branches - 1)
@@ -427,10 +424,13 @@ class Janus4oGenerationMixin:
             return None
         return steps
 
-    def _capture(self, size: CacheSize, num_branches: int, layers: Sequence[Any]) -> CapturedSteps:
+    def _capture(self, size: CacheSize, num_branches: int, joins_kernels: bool) -> CapturedSteps:
         prompts = replace(size, num_pictures=1, num_codes=0)  # while they are read, they take room twice
         needed = self._num_bytes(size) + self._num_bytes(prompts)
         check_memory(needed, size.num_prefixes // num_branches * size.num_pictures, self.device)
+        layers: Sequence[Any] = fused_layers(self.model.language_model, size.num_rows)
+        if joins_kernels:
+            layers = compiled_layers(layers)
         decoder = FixedDecoder(self.model.language_model, size, layers)
         steps = CapturedSteps(decoder, num_branches, self.decode_step)
         steps.capture(num_branches)

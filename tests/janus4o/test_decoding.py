@@ -11,7 +11,7 @@ from plain_drawing import greedy, oracle, picture
 from small_checkpoints import save_ours, small_config, small_processor
 from torch import nn
 
-from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
+from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor, decoding_janus4o
 from sharegpt4o_image.janus4o.decoding_janus4o import attend, join_weights
 from sharegpt4o_image.janus4o.generation_janus4o import Guidance, ImageRequest
 
@@ -47,6 +47,21 @@ def test_no_code_changes(model, processor, batch, is_edit, share_from):
     prompts = [PROMPTS[n % 3] for n in range(batch)]
     images = [[picture(n)] for n in range(batch)] if is_edit else None
     assert torch.equal(greedy(model, prompts, image=images), oracle(model, processor, prompts, images))
+
+
+@pytest.mark.parametrize("is_edit", [False, True])
+@pytest.mark.parametrize("num_pictures", [1, 2])
+def test_products_with_few_columns_change_no_code(model, processor, monkeypatch, is_edit, num_pictures):
+    used = []
+    monkeypatch.setattr(decoding_janus4o, "MIN_COLUMN_WEIGHT", 1)
+    monkeypatch.setattr(decoding_janus4o, "FEW_ROWS", (1, 2, 3, 4, 6))
+    reads_columns = decoding_janus4o.reads_columns
+    monkeypatch.setattr(decoding_janus4o, "reads_columns", lambda *args: used.append(reads_columns(*args)) or used[-1])
+    images = [[picture(0)]] if is_edit else None
+    expected = oracle(model, processor, PROMPTS[:1], images).expand(num_pictures, -1)
+    drawn = greedy(model, PROMPTS[0], image=images, num_images_per_prompt=num_pictures)
+    assert torch.equal(drawn, expected)
+    assert all(used)
 
 
 @pytest.mark.parametrize("num_pictures", [1, 2])

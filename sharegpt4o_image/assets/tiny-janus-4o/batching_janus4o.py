@@ -56,6 +56,11 @@ class CacheSize:
     num_codes: int
     is_shared: bool  # whether the pictures of a prompt read its keys and values in place
 
+    @property
+    def num_rows(self) -> int:
+        """Pictures of all branches."""
+        return self.num_prefixes * self.num_pictures
+
     def num_bytes(self, config: LlamaConfig, itemsize: int) -> int:
         """Of a language model whose numbers have `itemsize` bytes."""
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from .batching_janus4o import CacheSize
-from .decoding_janus4o import Decoder, DecodeStep, FusedLayer, PromptPrefix, fused_layers, is_hooked
+from .decoding_janus4o import Decoder, DecodeStep, FusedLayer, PromptPrefix, is_hooked
 
 # B pictures, R rows (B for each guidance branch), G prefixes, D width, V codes, E width of a head, S prefix tokens
 
@@ -39,7 +39,7 @@ class FixedDecoder(Decoder):
     def __init__(self, language_model: Any, size: CacheSize, layers: list[Any]):
         super().__init__(language_model, size, layers)
         weight = language_model.norm.weight
-        num_rows, length = size.num_prefixes * size.num_pictures, self._start + size.num_codes
+        num_rows, length = size.num_rows, self._start + size.num_codes
 
         def zeros(*shape: int) -> Tensor:  # not empty: what a mask hides must not be NaN
             return torch.zeros(shape, dtype=weight.dtype, device=weight.device)
@@ -118,13 +118,13 @@ class CompiledLayer:
 
     def __init__(self, layer: FusedLayer, activation: nn.Module):
         self.head_dim, self._num_turned, self._activation = layer.head_dim, layer.num_turned, activation
-        self._input_norm, self._feed_forward_norm = layer.input_norm, layer.feed_forward_norm
-        self._qkv, self._gate_up = layer.qkv_weight, layer.gate_up_weight
+        self.input_norm, self._feed_forward_norm = layer.input_norm, layer.feed_forward_norm
+        self._qkv, self._gate_up = layer.query_key_value.weight, layer.gate_up.weight
         self._output, self._down = layer.output.weight, layer.down.weight
 
     def heads(self, hidden_RD: Tensor, cos_R1E: Tensor, sin_R1E: Tensor) -> Tensor:
         """As `FusedLayer.heads`."""
-        norm = self._input_norm
+        norm = self.input_norm
         return _compiled(_heads)(
             hidden_RD, norm.weight, norm.eps, self._qkv, cos_R1E, sin_R1E, self._num_turned, self.head_dim
         )
@@ -163,9 +163,8 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return torch.compile(function, fullgraph=True)
 
 
-def compiled_layers(language_model: Any) -> list[CompiledLayer]:
-    """The layers of a Llama with their small kernels joined."""
-    layers = fused_layers(language_model)
+def compiled_layers(layers: list[FusedLayer]) -> list[CompiledLayer]:
+    """The same layers with their small kernels joined."""
     if not all(layer.is_plain for layer in layers):
         raise ValueError("The model has quantised weights, which joins_kernels=True cannot read; pass False.")
     return [CompiledLayer(layer, layers[0].activation) for layer in layers]

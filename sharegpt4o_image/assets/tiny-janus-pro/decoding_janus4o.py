@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache
+from transformers.models.janus.modeling_janus import JanusVQVAEHead
 
 from .batching_janus4o import CacheSize
 
@@ -22,6 +23,8 @@ from .batching_janus4o import CacheSize
 # D width, H query heads, K key heads, E width of a head, S prefix tokens, T code positions, L places of a cache,
 # I feed-forward width
 
+FEW_ROWS = (2, 3, 4)  # of which `reads_columns` (measured)
+MIN_COLUMN_WEIGHT = 2**14  # and numbers of the matrix: below, the result's copy costs what it saves (measured)
 HIDDEN = float("-inf")  # added to the score of a place that must not be seen
 
 
@@ -58,14 +61,13 @@ class FusedLayer:
     training goes on in place. A projection that is not a plain matrix (LoRA, quantised) is called as it is.
     """
 
-    def __init__(self, layer: Any, num_turned: int):
+    def __init__(self, layer: Any, num_turned: int, num_rows: int):
         attention, mlp = layer.self_attn, layer.mlp
         self.num_turned, self.head_dim = num_turned, attention.head_dim  # query and key heads are rotated
-        self.attention_projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        self.gate_projections = (mlp.gate_proj, mlp.up_proj)
-        self.qkv_weight = join_weights(self.attention_projections)
-        self.gate_up_weight = join_weights(self.gate_projections)
-        self.output, self.down = ResidualProjection(attention.o_proj), ResidualProjection(mlp.down_proj)
+        self.query_key_value = JoinedProjection((attention.q_proj, attention.k_proj, attention.v_proj), num_rows)
+        self.gate_up = JoinedProjection((mlp.gate_proj, mlp.up_proj), num_rows)
+        self.output = ResidualProjection(attention.o_proj, num_rows)
+        self.down = ResidualProjection(mlp.down_proj, num_rows)
         self.input_norm = NormWeight(layer.input_layernorm)
         self.feed_forward_norm = NormWeight(layer.post_attention_layernorm)
         self.activation = mlp.act_fn
@@ -73,12 +75,12 @@ class FusedLayer:
     @property
     def is_plain(self) -> bool:
         """Whether all of its projections are plain matrices."""
-        joined = (self.qkv_weight, self.gate_up_weight, self.output.weight, self.down.weight)
-        return all(weight is not None for weight in joined)
+        projections = (self.query_key_value, self.gate_up, self.output, self.down)
+        return all(projection.weight is not None for projection in projections)
 
     def heads(self, hidden_RD: Tensor, cos_R1E: Tensor, sin_R1E: Tensor) -> Tensor:
         """Query, key and value heads of every row: (R, D) -> (R, H + 2 K, E)."""
-        projected = _project(self.input_norm(hidden_RD), self.qkv_weight, self.attention_projections)
+        projected = self.query_key_value(self.input_norm(hidden_RD))
         heads = projected.view(len(hidden_RD), -1, self.head_dim)
         turned = heads[:, : self.num_turned]
         flipped = turned.unflatten(-1, (2, self.head_dim // 2)).flip(-2).flatten(-2)
@@ -88,15 +90,33 @@ class FusedLayer:
     def output_of(self, hidden_RD: Tensor, attended: Tensor) -> Tensor:
         """What the layer gives: its input (R, D) and the attended values (R, H E) -> (R, D)."""
         hidden_RD = self.output(hidden_RD, attended)
-        gate_up = _project(self.feed_forward_norm(hidden_RD), self.gate_up_weight, self.gate_projections)
-        gate, up = gate_up.chunk(2, dim=-1)
+        gate, up = self.gate_up(self.feed_forward_norm(hidden_RD)).chunk(2, dim=-1)
         return self.down(hidden_RD, self.activation(gate).mul_(up))
 
 
-def _project(hidden_RD: Tensor, weight: Tensor | None, modules: tuple[Any, ...]) -> Tensor:
-    if weight is not None:
-        return F.linear(hidden_RD, weight)
-    return torch.cat([module(hidden_RD) for module in modules], dim=-1)
+class JoinedProjection:
+    """Projections of one input, one product where they are plain matrices."""
+
+    def __init__(self, modules: tuple[Any, ...], num_rows: int):
+        self._modules, self.weight = modules, join_weights(modules)
+        self._is_column_product = self.weight is not None and reads_columns(self.weight, num_rows)
+
+    def __call__(self, hidden_RD: Tensor) -> Tensor:
+        """(R, D) -> (R, X), what each module gives beside each other."""
+        if self.weight is None:
+            return torch.cat([module(hidden_RD) for module in self._modules], dim=-1)
+        if self._is_column_product:
+            return torch.mm(self.weight, hidden_RD.t()).t().contiguous()
+        return F.linear(hidden_RD, self.weight)
+
+
+def reads_columns(weight: Tensor, num_rows: int) -> bool:
+    """Whether a product of a few rows is faster as one of the matrix and a few columns (`docs/performance.md`).
+
+    On a CPU, a few rows times a matrix are computed one by one, and the matrix is read for each.
+    """
+    is_plain_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
+    return is_plain_cpu and num_rows in FEW_ROWS and weight.numel() >= MIN_COLUMN_WEIGHT
 
 
 def join_weights(modules: tuple[Any, ...]) -> Tensor | None:
@@ -138,17 +158,30 @@ def is_hooked(module: Any) -> bool:
 class ResidualProjection:
     """A residual plus a projection, in one kernel where the projection is a plain matrix."""
 
-    def __init__(self, module: Any):
+    def __init__(self, module: Any, num_rows: int):
         self._module = module
         self.weight = module.weight if _is_plain(module) else None
-        has_autocast = torch.is_autocast_enabled(next(module.parameters()).device.type)
-        self._transposed = None if self.weight is None or has_autocast else self.weight.t()
+        self._is_column_product = self.weight is not None and reads_columns(self.weight, num_rows)
+        self._has_autocast = torch.is_autocast_enabled(next(module.parameters()).device.type)
 
     def __call__(self, residual_RD: Tensor, hidden: Tensor) -> Tensor:
         """(R, D) and (R, X) -> (R, D)."""
-        if self._transposed is not None:
-            return torch.addmm(residual_RD, hidden, self._transposed)
-        return residual_RD + self._module(hidden)
+        if self.weight is None or self._has_autocast:
+            return residual_RD + self._module(hidden)
+        if self._is_column_product:
+            return torch.addmm(residual_RD.t(), self.weight, hidden.t()).t().contiguous()
+        return torch.addmm(residual_RD, hidden, self.weight.t())
+
+
+def code_logits(head: Any, hidden_RD: Tensor) -> Tensor:
+    """The generation head: (R, D) -> (R, V), in fp32."""
+    last = getattr(head, "vision_head", None)
+    is_known = type(head) is JanusVQVAEHead and type(last) is nn.Linear
+    if not is_known or is_hooked(head) or is_hooked(last) or not reads_columns(last.weight, len(hidden_RD)):
+        logits_RV: Tensor = head(hidden_RD)
+        return logits_RV.float()
+    hidden_RD = head.activation_fn(head.proj_out(hidden_RD))
+    return torch.addmm(last.bias[:, None], last.weight, hidden_RD.t()).t().contiguous()
 
 
 class NormWeight:
@@ -196,6 +229,7 @@ class Decoder:
         self._num_heads, self._num_key_heads = config.num_attention_heads, config.num_key_value_heads
         self._head_dim = layers[0].head_dim
         self._is_grouped = self._num_heads != self._num_key_heads
+        self._is_spread = len({layer.input_norm.weight.device for layer in layers}) > 1  # over several devices
         self._start = 0 if size.is_shared else size.prefix_length
         self._caches: list[Tensor] = []  # keys and values of each layer, (2, R, K, L, E): products need no copy
         self._prefix_caches: list[Any] = []  # of the prefixes of each layer, where shared
@@ -224,8 +258,9 @@ class Decoder:
 
     def _run(self, hidden_RD: Tensor, cos: Tensor, sin: Tensor, write: Write) -> Tensor:
         for number, layer in enumerate(self._layers):
-            device = self._caches[number].device  # layers may be spread over devices
-            hidden_RD, cos, sin = hidden_RD.to(device), cos.to(device), sin.to(device)
+            if self._is_spread:
+                device = self._caches[number].device
+                hidden_RD, cos, sin = hidden_RD.to(device), cos.to(device), sin.to(device)
             heads = layer.heads(hidden_RD, cos, sin)
             hidden_RD = layer.output_of(hidden_RD, self._attend(number, heads, write))
         return self._final_norm(hidden_RD)
@@ -235,7 +270,8 @@ class Decoder:
         query = heads[:, : self._num_heads, None]  # (R, H, 1, E)
         written = heads[:, self._num_heads :].unflatten(1, (2, self._num_key_heads)).transpose(0, 1)  # (2, R, K, E)
         keys, values, mask = write(self._caches[number], written)
-        mask = None if mask is None else mask.to(query.device)
+        if self._is_spread and mask is not None:
+            mask = mask.to(query.device)
         if self.size.is_shared:
             attended = self._attend_shared(number, query, keys, values, mask)
         else:
@@ -260,7 +296,7 @@ class CodeDecoder(Decoder):
     """A decoder whose attention reads what is filled, step by step."""
 
     def __init__(self, language_model: Any, size: CacheSize, prefix: PromptPrefix):
-        super().__init__(language_model, size, fused_layers(language_model))
+        super().__init__(language_model, size, fused_layers(language_model, size.num_rows))
         for number in range(len(self._layers)):
             self._add_layer(*prefix.take_layer(number))
         if prefix.is_padded and size.is_shared:
@@ -272,7 +308,7 @@ class CodeDecoder(Decoder):
     def _add_layer(self, keys: Tensor, values: Tensor) -> None:
         size = self.size
         shape = (
-            2, size.num_prefixes * size.num_pictures, self._num_key_heads, self._start + size.num_codes, self._head_dim
+            2, size.num_rows, self._num_key_heads, self._start + size.num_codes, self._head_dim
         )  # fmt: skip
         cache = keys.new_empty(shape)
         if size.is_shared:
@@ -317,11 +353,11 @@ class LaunchedSteps:
         self._num_branches = num_branches
 
 
-def fused_layers(language_model: Any) -> list[FusedLayer]:
-    """The layers of a Llama."""
+def fused_layers(language_model: Any, num_rows: int) -> list[FusedLayer]:
+    """The layers of a Llama, for so many rows (fewer will do, too)."""
     config = language_model.config
     num_turned = config.num_attention_heads + config.num_key_value_heads
-    return [FusedLayer(layer, num_turned) for layer in language_model.layers]
+    return [FusedLayer(layer, num_turned, num_rows) for layer in language_model.layers]
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
