@@ -5,8 +5,9 @@
 
 The three arms share weights, prompts and guidance; their greedy codes are compared first, and without equality in fp32
 nothing is timed. Then they run in turns, a warm-up round and the rounds that count; the least of each is reported with
-its median. Weights are random, made on the device. Shapes: `host` (30 layers of 64: the cost of launching kernels),
-`small` (8 layers of 512: arithmetic and memory), `1b` and `7b` (Janus-Pro's, for a GPU).
+its median. Weights are random, made on the device. On a GPU, our steps are compiled and captured before. Shapes: `host`
+(30 layers of 64: the cost of launching kernels), `small` (8 layers of 512: arithmetic and memory), `1b` and `7b`
+(Janus-Pro's, for a GPU).
 """
 
 import argparse
@@ -16,6 +17,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, JanusForConditionalGeneration
 
 from sharegpt4o_image.janus4o import Janus4oConfig, Janus4oForImageGeneration
+from sharegpt4o_image.janus4o.batching_janus4o import CacheSize
+from sharegpt4o_image.janus4o.capture_janus4o import FixedDecoder
+from sharegpt4o_image.janus4o.decoding_janus4o import fused_layers
 
 # layers, width, feed-forward width, heads, vocabulary, image codes
 SHAPES = {
@@ -206,6 +211,15 @@ def copy_bandwidth(device: str) -> float:
     return 2 * source.nbytes / best
 
 
+def peak_bytes(device: str, run: Arm) -> int:
+    """The most memory: of one drawing on a GPU, of the whole process otherwise."""
+    if device != "cuda":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    return torch.cuda.max_memory_allocated()
+
+
 def weight_bytes(model: Any) -> int:
     """What a step reads of the weights: the language model without its embeddings, and the generation parts."""
     inner = model.model
@@ -234,12 +248,16 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     input_ids = torch.randint(4, SHAPES[given.shape][4], (1, given.prompt_tokens), generator=generator).to(device)
     input_ids[:, 0], input_ids[:, -1] = BOS, BOI
+    captured = None
+    if device == "cuda":
+        captured = ours.compile_generation([given.pictures], given.prompt_tokens)[0]
     arms = make_arms(ours, theirs, input_ids, given.pictures, given.codes)
     codes = {name: run() for name, run in arms.items()}
     are_equal = all(torch.equal(one, codes["plain_loop"]) for one in codes.values())
     if dtype == torch.float32 and not are_equal:
         raise SystemExit("The arms draw different codes; nothing was timed.")
-    result = report(given, ours, time_arms(arms, given.rounds, device), device, are_equal, input_ids)
+    result = report(given, ours, arms, device, are_equal, input_ids)
+    result["capture"] = None if captured is None else asdict(captured)
     print_report(result)
     if given.json is not None:
         given.json.parent.mkdir(parents=True, exist_ok=True)
@@ -247,9 +265,10 @@ def main() -> None:
 
 
 def report(
-    given: argparse.Namespace, model: Any, times: dict[str, Any], device: str, are_equal: bool, input_ids: Tensor
+    given: argparse.Namespace, model: Any, arms: dict[str, Arm], device: str, are_equal: bool, input_ids: Tensor
 ) -> dict[str, Any]:
     """All that was measured, for the table and the JSON file."""
+    times = time_arms(arms, given.rounds, device)
     per_step = {name: 1e3 * time_["seconds"] / given.codes for name, time_ in times.items()}
     bandwidth = copy_bandwidth(device)
     return {
@@ -269,10 +288,13 @@ def report(
         "times_faster": {name: per_step[name] / per_step["ours"] for name in per_step if name != "ours"},
         "weight_bytes_per_second": weight_bytes(model) / (per_step["ours"] / 1e3),
         "copy_bytes_per_second": bandwidth,
-        "kernels_per_step": {"ours": _our_kernels(model, input_ids), "plain_loop": _plain_kernels(model, input_ids)},
-        "peak_bytes": torch.cuda.max_memory_allocated()
-        if device == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "kernels_per_step": {
+            "ours": _our_kernels(model, input_ids),
+            "captured": _captured_kernels(model, given.prompt_tokens),
+            "plain_loop": _plain_kernels(model, input_ids),
+        },
+        "planned_bytes": _planned_bytes(model, given),
+        "peak_bytes": peak_bytes(device, arms["ours"]),
     }
 
 
@@ -285,6 +307,25 @@ def _our_kernels(model: Any, input_ids: Tensor) -> float:
         return codes
 
     return kernels_per_step(draw)
+
+
+@torch.inference_mode()
+def _captured_kernels(model: Any, prompt_tokens: int) -> int:
+    """Operators of the step that a CUDA graph holds, launched one by one."""
+    size = CacheSize(2, prompt_tokens, 1, model.config.num_image_tokens, False)
+    language_model = model.model.language_model
+    decoder = FixedDecoder(language_model, size, fused_layers(language_model, size.num_rows))
+    codes = torch.zeros(1, dtype=torch.long, device=model.device)
+    with CountKernels() as counter:
+        model.decode_step(codes, 2, lambda hidden: decoder.step(hidden, size.num_codes))
+    return counter.count
+
+
+def _planned_bytes(model: Any, given: argparse.Namespace) -> int:
+    """Weights, and keys and values of the batch."""
+    size = CacheSize(2, given.prompt_tokens, given.pictures, given.codes, False)
+    cache = size.num_bytes(model.config.text_config, model.get_input_embeddings().weight.element_size())
+    return cache + sum(parameter.nbytes for parameter in model.parameters())
 
 
 def _plain_kernels(model: Any, input_ids: Tensor) -> float:
@@ -310,8 +351,11 @@ def print_report(result: dict[str, Any]) -> None:
     kernels = ", ".join(f"{name} {count:.0f}" for name, count in result["kernels_per_step"].items())
     print(
         f"kernels a step: {kernels}; weights read at {result['weight_bytes_per_second'] / 1e9:.1f} GB/s, "
-        f"{share:.0%} of the measured copy bandwidth; peak memory {result['peak_bytes'] / 2**30:.2f} GiB"
+        f"{share:.0%} of the measured copy bandwidth; peak memory {result['peak_bytes'] / 2**30:.2f} GiB, of which "
+        f"weights, keys and values are {result['planned_bytes'] / 2**30:.2f} GiB"
     )
+    if result["capture"] is not None:
+        print(f"compiling and capturing took {result['capture']['seconds']:.1f} s, once")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from .batching_janus4o import CacheSize
 # I feed-forward width
 
 FEW_ROWS = (2, 3, 4)  # of which `reads_columns` (measured)
-MIN_COLUMN_WEIGHT = 2**14  # and numbers of the matrix: below, the result's copy costs what it saves (measured)
+MIN_COLUMN_WIDTH, MIN_COLUMN_WEIGHT = 128, 2**14  # below, the result's copy costs what it saves (measured)
 HIDDEN = float("-inf")  # added to the score of a place that must not be seen
 
 
@@ -80,10 +80,10 @@ class FusedLayer:
 
     def heads(self, hidden_RD: Tensor, cos_R1E: Tensor, sin_R1E: Tensor) -> Tensor:
         """Query, key and value heads of every row: (R, D) -> (R, H + 2 K, E)."""
-        projected = self.query_key_value(self.input_norm(hidden_RD))
-        heads = projected.view(len(hidden_RD), -1, self.head_dim)
-        turned = heads[:, : self.num_turned]
-        flipped = turned.unflatten(-1, (2, self.head_dim // 2)).flip(-2).flatten(-2)
+        num_rows, width = len(hidden_RD), self.head_dim
+        heads = self.query_key_value(self.input_norm(hidden_RD)).view(num_rows, -1, width)
+        turned = heads.narrow(1, 0, self.num_turned)
+        flipped = turned.view(num_rows, -1, 2, width // 2).flip(2).view(num_rows, -1, width)
         turned.mul_(cos_R1E).addcmul_(flipped, sin_R1E)
         return heads
 
@@ -115,8 +115,9 @@ def reads_columns(weight: Tensor, num_rows: int) -> bool:
 
     On a CPU, a few rows times a matrix are computed one by one, and the matrix is read for each.
     """
-    is_plain_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
-    return is_plain_cpu and num_rows in FEW_ROWS and weight.numel() >= MIN_COLUMN_WEIGHT
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or num_rows not in FEW_ROWS:
+        return False
+    return weight.shape[1] >= MIN_COLUMN_WIDTH and weight.numel() >= MIN_COLUMN_WEIGHT
 
 
 def join_weights(modules: tuple[Any, ...]) -> Tensor | None:
@@ -267,8 +268,10 @@ class Decoder:
 
     def _attend(self, number: int, heads: Tensor, write: Write) -> Tensor:
         """Store keys and values, attend: (R, H + 2 K, E) -> (R, H E)."""
-        query = heads[:, : self._num_heads, None]  # (R, H, 1, E)
-        written = heads[:, self._num_heads :].unflatten(1, (2, self._num_key_heads)).transpose(0, 1)  # (2, R, K, E)
+        num_rows, num_heads, width = len(heads), self._num_heads, self._head_dim
+        query = heads.narrow(1, 0, num_heads).unsqueeze(2)  # (R, H, 1, E)
+        written = heads.narrow(1, num_heads, 2 * self._num_key_heads)
+        written = written.view(num_rows, 2, self._num_key_heads, width).transpose(0, 1)  # (2, R, K, E)
         keys, values, mask = write(self._caches[number], written)
         if self._is_spread and mask is not None:
             mask = mask.to(query.device)
@@ -276,7 +279,7 @@ class Decoder:
             attended = self._attend_shared(number, query, keys, values, mask)
         else:
             attended = F.scaled_dot_product_attention(query, keys, values, mask, enable_gqa=self._is_grouped)
-        return attended.reshape(len(heads), self._num_heads * self._head_dim)
+        return attended.reshape(num_rows, num_heads * width)
 
     def _attend_shared(self, number: int, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Attention to the shared prefix and to the row's own codes, merged by their log-sum-exps: (R, H, 1, E)."""
@@ -323,8 +326,8 @@ class CodeDecoder(Decoder):
         place = self._start + position
 
         def write(cache: Tensor, written: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-            cache[:, :, :, place] = written
-            keys, values = cache[:, :, :, : place + 1].unbind(0)
+            cache.select(3, place).copy_(written)
+            keys, values = cache.narrow(3, 0, place + 1).unbind(0)
             mask = self._own_mask_R11L
             return keys, values, None if mask is None else mask[..., : place + 1]
 

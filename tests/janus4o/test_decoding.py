@@ -54,6 +54,7 @@ def test_no_code_changes(model, processor, batch, is_edit, share_from):
 def test_products_with_few_columns_change_no_code(model, processor, monkeypatch, is_edit, num_pictures):
     used = []
     monkeypatch.setattr(decoding_janus4o, "MIN_COLUMN_WEIGHT", 1)
+    monkeypatch.setattr(decoding_janus4o, "MIN_COLUMN_WIDTH", 1)
     monkeypatch.setattr(decoding_janus4o, "FEW_ROWS", (1, 2, 3, 4, 6))
     reads_columns = decoding_janus4o.reads_columns
     monkeypatch.setattr(decoding_janus4o, "reads_columns", lambda *args: used.append(reads_columns(*args)) or used[-1])
