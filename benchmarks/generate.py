@@ -5,9 +5,10 @@
 
 The three arms share weights, prompts and guidance; their greedy codes are compared first, and without equality in fp32
 nothing is timed. Then they run in turns, a warm-up round and the rounds that count; the least of each is reported with
-its median. Weights are random, made on the device. On a GPU, our steps are compiled and captured before. Shapes: `host`
-(30 layers of 64: the cost of launching kernels), `small` (8 layers of 512: arithmetic and memory), `1b` and `7b`
-(Janus-Pro's, for a GPU).
+its median. Weights are random, made on the device. On a GPU, our steps are compiled and captured before.
+
+Shapes: `host` (30 layers of 64: the cost of launching kernels), `small` (8 layers of 512: arithmetic and memory), `1b`
+and `7b` (Janus-Pro's, for a GPU).
 """
 
 import argparse

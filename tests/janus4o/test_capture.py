@@ -7,6 +7,7 @@ tests marked `gpu` run the graphs themselves.
 
 import copy
 import pickle
+import shutil
 import threading
 
 import pytest
@@ -140,6 +141,8 @@ def test_only_the_last_shape_captured_on_the_way_is_kept(twin, model):
     assert twin.made == 9
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the compiler's kernels for a CPU need g++")
 def test_joined_kernels_change_no_code(twin, model, processor):
     model.compile_generation([1])
     assert torch.equal(greedy(model, PROMPTS[0]), oracle(model, processor, PROMPTS[:1]))
