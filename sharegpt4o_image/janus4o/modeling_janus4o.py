@@ -102,8 +102,16 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
         if codes.dim() != 2 or codes.shape[1] != num_codes:
             raise ValueError(f"codes has shape {tuple(codes.shape)}, expected (B, {num_codes}).")
         self._check_codes(codes, "codes")
+        return self._decode_codes(codes)
+
+    @torch.no_grad()
+    def _decode_codes(self, codes: Tensor) -> Tensor:
+        vqmodel = self.model.vqmodel
         with full_precision(codes.device):
-            return self.model.vqmodel.decode(codes)
+            entries_BEHW = vqmodel.quantize.get_codebook_entry(codes)
+            if codes.device.type == "cpu":  # faster there (`docs/performance.md`); the layers keep the format
+                entries_BEHW = entries_BEHW.contiguous(memory_format=torch.channels_last)
+            return vqmodel.decoder(vqmodel.post_quant_conv(entries_BEHW)).contiguous()
 
     @torch.no_grad()
     def preview_image(self, codes: Tensor) -> Tensor:

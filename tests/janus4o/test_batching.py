@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many pictures in batches that fit: the same pictures, in the same order."""
 
+import copy
+
 import pytest
 import torch
 from small_checkpoints import save_ours
@@ -40,6 +42,21 @@ def test_batches_change_no_picture(model, num_images, limit):
         )  # fmt: skip
 
     assert torch.equal(draw(limit), draw(None))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_pictures_are_those_of_their_codes(model, device):
+    """Each batch is decoded on its own, on a GPU while the next is drawn."""
+    model = copy.deepcopy(model).to(device)
+    drawn = {}
+    for output_type in ("codes", "pt"):
+        generators = [torch.Generator(device).manual_seed(seed) for seed in range(15)]
+        drawn[output_type] = model.generate_image(
+            PROMPTS, num_images_per_prompt=3, generator=generators, output_type=output_type, max_batch_size=6
+        )
+    torch.testing.assert_close(drawn["pt"], model.decode_image(drawn["codes"]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(drawn["pt"], model.model.vqmodel.decode(drawn["codes"]), atol=1e-5, rtol=0)
+    assert drawn["pt"].is_contiguous()
 
 
 def test_a_batch_that_does_not_fit_names_the_largest_that_does(model, monkeypatch):

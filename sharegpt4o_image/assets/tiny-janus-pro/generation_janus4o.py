@@ -179,6 +179,7 @@ class Janus4oGenerationMixin:
         processor = processor or self.processor
         sampler = CodeSampler(len(request.prompts) * num_images_per_prompt, warpers, generator, self.device)
         drawn: dict[int, Tensor] = {}
+        pictures = PictureDecoder(self._decode, self.device)
         for batch in plan_batches([len(text) for text in request.prompts], num_images_per_prompt, max_batch_size):
             numbers = batch.numbers(num_images_per_prompt)
             with torch.inference_mode(), _evaluating(self):
@@ -186,11 +187,14 @@ class Janus4oGenerationMixin:
                 codes = self._sample_codes(
                     rows, len(batch.pictures), guidance, sampler.of(numbers), callback_on_step_end, progress_bar
                 )
-            drawn |= zip(numbers, codes.clone(), strict=True)  # normal tensors, which may be trained on
+            codes_BP = codes.clone()  # a normal tensor, which may be trained on
+            drawn |= zip(numbers, codes_BP, strict=True)
+            if output_type != "codes":
+                pictures.add(numbers, codes_BP)
         codes_BP = _stack_codes(drawn)
         if output_type == "codes":
             return codes_BP
-        pixels_BCHW = self._decode(codes_BP)
+        pixels_BCHW = pictures.finish()
         if output_type == "pt":
             return pixels_BCHW
         sizes = request.source_sizes(num_images_per_prompt)
@@ -218,7 +222,7 @@ class Janus4oGenerationMixin:
     def _decode(self, codes_BP: Tensor) -> Tensor:
         """Codes -> pixels (B, 3, H, W), a few pictures at a time; what was stopped early ends in grey."""
         is_whole = codes_BP.shape[1] == self.config.num_image_tokens
-        decode = self.decode_image if is_whole else self.preview_image
+        decode = self._decode_codes if is_whole else self.preview_image  # codes that were drawn need no check
         return torch.cat([decode(part) for part in codes_BP.split(DECODE_CHUNK)])
 
     def _guidance_rows(
@@ -435,6 +439,39 @@ class Janus4oGenerationMixin:
         steps = CapturedSteps(decoder, num_branches, self.decode_step)
         steps.capture(num_branches)
         return steps
+
+
+class PictureDecoder:
+    """Decodes the pictures of every batch; on a GPU beside the drawing of the next one, on a stream of its own.
+
+    Args:
+        decode: codes (B, n) -> pixels (B, 3, H, W), without waiting for the device.
+        device: where the codes are.
+    """
+
+    def __init__(self, decode: Callable[[Tensor], Tensor], device: torch.device):
+        self._decode, self._device = decode, device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._pixels: dict[int, Tensor] = {}
+
+    def add(self, numbers: list[int], codes_BP: Tensor) -> None:
+        """Decode these pictures, which have those numbers in the result."""
+        if self._stream is None:
+            self._pixels |= zip(numbers, self._decode(codes_BP), strict=True)
+            return
+        drawing = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(drawing)
+        codes_BP.record_stream(self._stream)
+        with torch.cuda.stream(self._stream):
+            pixels_BCHW = self._decode(codes_BP)
+        pixels_BCHW.record_stream(drawing)
+        self._pixels |= zip(numbers, pixels_BCHW, strict=True)
+
+    def finish(self) -> Tensor:
+        """All pixels (B, 3, H, W), in the order of their numbers."""
+        if self._stream is not None:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        return torch.stack([self._pixels[number] for number in range(len(self._pixels))])
 
 
 def positions_of(attention_mask: Tensor) -> Tensor:
