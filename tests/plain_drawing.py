@@ -15,8 +15,9 @@ def picture(seed):
 
 
 @torch.no_grad()
-def oracle(model, processor, prompts, images=None, scale=5.0, freedom=5.0):
-    """Greedy codes by the layers as they are, over a cache that grows: every picture is a row of each branch."""
+def oracle_logits(model, processor, prompts, images=None, scale=5.0, freedom=5.0, forced=None):
+    """Guided logits (B, P, V) of greedy or `forced` codes (B, P), and the codes, by the layers as they are, over a
+    cache that grows: every picture is a row of each branch."""
     batch = processor.prepare_image_generation(prompts, images)
     ids, mask = batch["input_ids"], batch["attention_mask"]
     embeds = {"cond": model.embed_prompt(ids, batch.get("source_pixel_values"))}
@@ -26,19 +27,23 @@ def oracle(model, processor, prompts, images=None, scale=5.0, freedom=5.0):
     embeds["uncond"] = model.get_input_embeddings()(processor.unconditional_ids(ids, mask))
     names, num_branches = tuple(embeds), len(embeds)
     inputs, mask = torch.cat(list(embeds.values())), mask.repeat(num_branches, 1)
-    cache, codes = DynamicCache(), []
-    for _ in range(model.config.num_image_tokens):
+    cache, codes, guided = DynamicCache(), [], []
+    for place in range(model.config.num_image_tokens):
         positions = positions_of(mask)[:, -inputs.shape[1] :]
         hidden = model.model.language_model(
             inputs_embeds=inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         ).last_hidden_state[:, -1]
-        logits = model.model.generation_head(hidden)
-        codes.append(
-            Guidance(scale, freedom).guide(dict(zip(names, logits.chunk(num_branches), strict=True))).argmax(-1)
-        )
+        logits = model.model.generation_head(hidden).float()
+        guided.append(Guidance(scale, freedom).guide(dict(zip(names, logits.chunk(num_branches), strict=True))))
+        codes.append(guided[-1].argmax(-1) if forced is None else forced[:, place])
         inputs = model.embed_codes(codes[-1].repeat(num_branches)[:, None])
         mask = nn.functional.pad(mask, (0, 1), value=1)
-    return torch.stack(codes, 1)
+    return torch.stack(guided, 1), torch.stack(codes, 1)
+
+
+def oracle(*args, **options):
+    """The greedy codes alone."""
+    return oracle_logits(*args, **options)[1]
 
 
 def greedy(model, prompts, **options):

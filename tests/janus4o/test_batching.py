@@ -54,8 +54,8 @@ def test_pictures_are_those_of_their_codes(model, device):
         drawn[output_type] = model.generate_image(
             PROMPTS, num_images_per_prompt=3, generator=generators, output_type=output_type, max_batch_size=6
         )
-    torch.testing.assert_close(drawn["pt"], model.decode_image(drawn["codes"]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(drawn["pt"], model.model.vqmodel.decode(drawn["codes"]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(drawn["pt"], model.decode_image(drawn["codes"]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(drawn["pt"], model.model.vqmodel.decode(drawn["codes"]), atol=1e-4, rtol=0)
     assert drawn["pt"].is_contiguous()
 
 

@@ -7,10 +7,11 @@ import threading
 
 import pytest
 import torch
-from plain_drawing import greedy, oracle, picture
+from plain_drawing import greedy, oracle, oracle_logits, picture
 from small_checkpoints import save_ours, small_config, small_processor
 from torch import nn
 
+from sharegpt4o_image.checkpoints import TINY_JANUS_4O, load_checkpoint
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor, decoding_janus4o
 from sharegpt4o_image.janus4o.decoding_janus4o import attend, join_weights
 from sharegpt4o_image.janus4o.generation_janus4o import Guidance, ImageRequest
@@ -159,27 +160,42 @@ def test_hooks_are_called(model):
     assert len(called) == model.config.num_image_tokens
 
 
-def test_bf16_predicts_as_the_whole_pass_does(model, processor):
-    """Teacher-forced: each step's distribution against that of one pass over all codes."""
-    model = model.to(torch.bfloat16)
-    codes = torch.randint(64, (1, 64), generator=torch.Generator().manual_seed(0))
-    batch = processor.prepare_image_generation(PROMPTS[:1])
-    seen = []
-    head = model.model.generation_head
-    handle = head.register_forward_hook(lambda module, inputs, output: seen.append(output.float()))
-    iterator = iter(codes[0])
+class Forced:
+    """Stands for a sampler: takes given codes (B, P), and keeps the logits they were to be drawn from."""
 
-    class Forced:
-        def sample_token(self, logits):
-            return next(iterator)[None]
+    def __init__(self, codes):
+        self.codes, self.seen = codes, []
 
-    with torch.no_grad():
-        rows = model._guidance_rows(processor, ImageRequest(PROMPTS[:1]), Guidance(1.0, 0.0))
-        model._sample_codes(rows, 1, Guidance(1.0, 0.0), Forced(), None, False)
-        handle.remove()
-        whole = model(**batch, target_codes=codes).logits.float()
-    steps = torch.stack(seen, 1)
-    nll = [nn.functional.cross_entropy(logits[0], codes[0]) for logits in (steps, whole)]
+    def sample_token(self, logits):
+        self.seen.append(logits)
+        return self.codes[:, len(self.seen) - 1]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+@pytest.mark.parametrize("is_edit", [False, True])
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_bf16_predicts_what_the_plain_loop_does(batch, is_edit, is_shared):
+    """Teacher-forced with the pictures that a trained model draws: greedy codes legitimately differ in bf16."""
+    model, processor = load_checkpoint(TINY_JANUS_4O, dtype="bfloat16")
+    model.share_prompt_from = 0
+    prompt = "make the red circle blue" if is_edit else "a red circle on a gray background"
+    images = [[picture(0)]] if is_edit else None
+    options = {"guidance_scale": model.config.guidance_scale, "edit_freedom": 1.0}
+    codes = model.generate_image(
+        prompt, image=images, num_images_per_prompt=batch, output_type="codes", processor=processor, **options,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    guidance, forced = Guidance(options["guidance_scale"], options["edit_freedom"]), Forced(codes)
+    times = (1, batch) if is_shared else (batch, 1)
+    with torch.inference_mode():
+        request = ImageRequest([prompt] * times[0], images and images * times[0])
+        rows = model._guidance_rows(processor, request, guidance)
+        model._sample_codes(rows, times[1], guidance, forced, None, False)
+    expected, _ = oracle_logits(
+        model, processor, [prompt] * batch, images and images * batch, guidance.scale, guidance.edit_freedom, codes
+    )
+    ours = torch.stack(forced.seen, 1)
+    nll = [nn.functional.cross_entropy(logits.flatten(0, 1), codes.flatten()) for logits in (ours, expected)]
     assert abs(nll[0] - nll[1]) <= 1e-2
 
 
