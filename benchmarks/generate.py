@@ -7,8 +7,8 @@ The three arms share weights, prompts and guidance; their greedy codes are compa
 nothing is timed. Then they run in turns, a warm-up round and the rounds that count; the least of each is reported with
 its median. Weights are random, made on the device. On a GPU, our steps are compiled and captured before.
 
-Shapes: `host` (30 layers of 64: the cost of launching kernels), `small` (8 layers of 512: arithmetic and memory), `1b`
-and `7b` (Janus-Pro's, for a GPU).
+Shapes: `host` (30 layers of 64: the cost of launching kernels), `small` (8 layers of 512: arithmetic and memory),
+`memory` (4 layers of 256, see `memory.py`), `1b` and `7b` (Janus-Pro's, for a GPU).
 """
 
 import argparse
@@ -36,6 +36,7 @@ from sharegpt4o_image.janus4o.decoding_janus4o import fused_layers
 SHAPES = {
     "host": (30, 64, 172, 4, 512, 1024),
     "small": (8, 512, 1376, 8, 512, 16384),
+    "memory": (4, 256, 704, 8, 512, 1024),
     "1b": (24, 2048, 5632, 16, 102_400, 16384),
     "7b": (30, 4096, 11008, 32, 102_400, 16384),
 }
@@ -110,6 +111,14 @@ def make_models(shape: str, num_codes: int, dtype: torch.dtype, device: str) -> 
     theirs.generation_config.generation_kwargs = {"boi_token_id": BOI}
     theirs.generation_config.bos_token_id, theirs.generation_config.pad_token_id = BOS, PAD
     return ours, theirs
+
+
+def random_prompt(shape: str, num_tokens: int) -> Tensor:
+    """Token ids (1, L) from BOS to boi."""
+    generator = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(4, SHAPES[shape][4], (1, num_tokens), generator=generator)
+    input_ids[:, 0], input_ids[:, -1] = BOS, BOI
+    return input_ids
 
 
 @torch.inference_mode()
@@ -246,9 +255,7 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     ours, theirs = make_models(given.shape, given.codes, dtype, device)
-    generator = torch.Generator().manual_seed(0)
-    input_ids = torch.randint(4, SHAPES[given.shape][4], (1, given.prompt_tokens), generator=generator).to(device)
-    input_ids[:, 0], input_ids[:, -1] = BOS, BOI
+    input_ids = random_prompt(given.shape, given.prompt_tokens).to(device)
     captured = None
     if device == "cuda":
         captured = ours.compile_generation([given.pictures], given.prompt_tokens)[0]

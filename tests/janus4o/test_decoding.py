@@ -2,8 +2,12 @@
 """The fast decode step against the loop that everybody writes, and what it must not disturb."""
 
 import gc
+import json
 import resource
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -243,3 +247,11 @@ def test_memory_does_not_grow_with_calls(model):
     for _ in range(50):
         greedy(model, PROMPTS[1], num_images_per_prompt=4)
     assert peak() - before < 2_000  # KiB; one call's cache alone has 1,300
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak of Linux's /proc")
+def test_memory_is_what_was_computed():
+    script = "import json, memory; print(json.dumps(memory.measured_rows(((8, 64),))))"
+    benchmarks = Path(__file__).parents[2] / "benchmarks"
+    [row] = json.loads(subprocess.check_output([sys.executable, "-c", script], cwd=benchmarks))
+    assert 0.9 < row["measured / computed"] < 1.1
