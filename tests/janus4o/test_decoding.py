@@ -55,17 +55,21 @@ def test_no_code_changes(model, processor, batch, is_edit, share_from):
 
 
 @pytest.mark.parametrize("is_edit", [False, True])
-@pytest.mark.parametrize("num_pictures", [1, 2])
-def test_products_with_few_columns_change_no_code(model, processor, monkeypatch, is_edit, num_pictures):
+@pytest.mark.parametrize(("num_pictures", "scale"), [(1, 1.0), (1, 5.0), (2, 5.0)])
+def test_products_with_few_columns_change_no_code(model, processor, monkeypatch, is_edit, num_pictures, scale):
     used = []
+    monkeypatch.setattr(decoding_janus4o, "MIN_ONE_ROW_WEIGHT", 1)
     monkeypatch.setattr(decoding_janus4o, "MIN_COLUMN_WEIGHT", 1)
     monkeypatch.setattr(decoding_janus4o, "MIN_COLUMN_WIDTH", 1)
     monkeypatch.setattr(decoding_janus4o, "FEW_ROWS", (1, 2, 3, 4, 6))
     reads_columns = decoding_janus4o.reads_columns
     monkeypatch.setattr(decoding_janus4o, "reads_columns", lambda *args: used.append(reads_columns(*args)) or used[-1])
     images = [[picture(0)]] if is_edit else None
-    expected = oracle(model, processor, PROMPTS[:1], images).expand(num_pictures, -1)
-    drawn = greedy(model, PROMPTS[0], image=images, num_images_per_prompt=num_pictures)
+    expected = oracle(model, processor, PROMPTS[:1], images, scale, scale - 1).expand(num_pictures, -1)
+    drawn = greedy(
+        model, PROMPTS[0], image=images, num_images_per_prompt=num_pictures, guidance_scale=scale,
+        edit_freedom=scale - 1,
+    )  # fmt: skip
     assert torch.equal(drawn, expected)
     assert all(used)
 

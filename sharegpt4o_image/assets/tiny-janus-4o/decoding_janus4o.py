@@ -20,11 +20,12 @@ from transformers.models.janus.modeling_janus import JanusVQVAEHead
 from .batching_janus4o import CacheSize
 
 # R rows (branches times prompts times pictures), G prefixes (branches times prompts), N pictures of a prefix,
-# D width, H query heads, K key heads, E width of a head, S prefix tokens, T code positions, L places of a cache,
-# I feed-forward width
+# D width, X width of a result, H query heads, K key heads, E width of a head, S prefix tokens, T code positions,
+# L places of a cache
 
-FEW_ROWS = (2, 3, 4)  # of which `reads_columns` (measured)
+FEW_ROWS = (1, 2, 3, 4)  # of which `reads_columns` (measured)
 MIN_COLUMN_WIDTH, MIN_COLUMN_WEIGHT = 128, 2**14  # below, the result's copy costs what it saves (measured)
+MIN_ONE_ROW_WEIGHT = 600_000  # numbers of a matrix from which on one row is faster as two columns (measured)
 HIDDEN = float("-inf")  # added to the score of a place that must not be seen
 
 
@@ -106,18 +107,28 @@ class JoinedProjection:
         if self.weight is None:
             return torch.cat([module(hidden_RD) for module in self._modules], dim=-1)
         if self._is_column_product:
-            return torch.mm(self.weight, hidden_RD.t()).t().contiguous()
+            return column_product(self.weight, hidden_RD)
         return F.linear(hidden_RD, self.weight)
 
 
 def reads_columns(weight: Tensor, num_rows: int) -> bool:
-    """Whether a product of a few rows is faster as one of the matrix and a few columns (`docs/performance.md`).
-
-    On a CPU, a few rows times a matrix are computed one by one, and the matrix is read for each.
-    """
+    """Whether a `column_product` of so many rows is faster than a product of rows (`docs/performance.md`)."""
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or num_rows not in FEW_ROWS:
         return False
-    return weight.shape[1] >= MIN_COLUMN_WIDTH and weight.numel() >= MIN_COLUMN_WEIGHT
+    least = MIN_ONE_ROW_WEIGHT if num_rows == 1 else MIN_COLUMN_WEIGHT
+    return weight.shape[1] >= MIN_COLUMN_WIDTH and weight.numel() >= least
+
+
+def column_product(weight_XD: Tensor, hidden_RD: Tensor, added: Tensor | None = None) -> Tensor:
+    """(R, D) -> (R, X): the product with a matrix, plus `added` ((X, R) or (X, 1)), as one of the matrix and columns.
+
+    On a CPU, a few rows times a matrix are computed one by one, and the matrix is read for each, by one thread. For
+    the same reason a single row is given twice.
+    """
+    is_one = len(hidden_RD) == 1
+    columns = (torch.cat([hidden_RD, hidden_RD]) if is_one else hidden_RD).t()
+    product = torch.mm(weight_XD, columns) if added is None else torch.addmm(added, weight_XD, columns)
+    return (product[:, :1] if is_one else product).t().contiguous()
 
 
 def join_weights(modules: tuple[Any, ...]) -> Tensor | None:
@@ -146,9 +157,12 @@ def join_weights(modules: tuple[Any, ...]) -> Tensor | None:
 
 def _is_plain(module: Any) -> bool:
     """Whether calling the module is a product with its weight and nothing else."""
-    if type(module) is not nn.Linear or is_hooked(module):
-        return False
-    return module.bias is None and type(module.weight) is nn.Parameter
+    return _has_plain_weight(module) and module.bias is None
+
+
+def _has_plain_weight(module: Any) -> bool:
+    """Quantised weights are tensors of another type."""
+    return type(module) is nn.Linear and not is_hooked(module) and type(module.weight) is nn.Parameter
 
 
 def is_hooked(module: Any) -> bool:
@@ -170,19 +184,19 @@ class ResidualProjection:
         if self.weight is None or self._has_autocast:
             return residual_RD + self._module(hidden)
         if self._is_column_product:
-            return torch.addmm(residual_RD.t(), self.weight, hidden.t()).t().contiguous()
+            return column_product(self.weight, hidden, residual_RD.t())
         return torch.addmm(residual_RD, hidden, self.weight.t())
 
 
 def code_logits(head: Any, hidden_RD: Tensor) -> Tensor:
     """The generation head: (R, D) -> (R, V), in fp32."""
     last = getattr(head, "vision_head", None)
-    is_known = type(head) is JanusVQVAEHead and type(last) is nn.Linear
-    if not is_known or is_hooked(head) or is_hooked(last) or not reads_columns(last.weight, len(hidden_RD)):
+    is_plain = type(head) is JanusVQVAEHead and not is_hooked(head) and _has_plain_weight(last)
+    if not is_plain or not reads_columns(last.weight, len(hidden_RD)):
         logits_RV: Tensor = head(hidden_RD)
         return logits_RV.float()
     hidden_RD = head.activation_fn(head.proj_out(hidden_RD))
-    return torch.addmm(last.bias[:, None], last.weight, hidden_RD.t()).t().contiguous()
+    return column_product(last.weight, hidden_RD, last.bias[:, None])
 
 
 class NormWeight:
@@ -300,6 +314,7 @@ class CodeDecoder(Decoder):
 
     def __init__(self, language_model: Any, size: CacheSize, prefix: PromptPrefix):
         super().__init__(language_model, size, fused_layers(language_model, size.num_rows))
+        self._language_model = language_model
         for number in range(len(self._layers)):
             self._add_layer(*prefix.take_layer(number))
         if prefix.is_padded and size.is_shared:
@@ -307,6 +322,12 @@ class CodeDecoder(Decoder):
         elif prefix.is_padded:
             self._own_mask_R11L = F.pad(prefix.mask_G11S, (0, size.num_codes)).repeat_interleave(size.num_pictures, 0)
         self._cos_TR1E, self._sin_TR1E = self._rotations(prefix.num_tokens_G.repeat_interleave(size.num_pictures))
+
+    def first(self, num_prefixes: int) -> "CodeDecoder":
+        """As the parent's; how matrices are multiplied depends on the number of rows."""
+        part: CodeDecoder = super().first(num_prefixes)
+        part._layers = fused_layers(self._language_model, part.size.num_rows)
+        return part
 
     def _add_layer(self, keys: Tensor, values: Tensor) -> None:
         size = self.size
@@ -357,7 +378,7 @@ class LaunchedSteps:
 
 
 def fused_layers(language_model: Any, num_rows: int) -> list[FusedLayer]:
-    """The layers of a Llama, for so many rows (fewer will do, too)."""
+    """The layers of a Llama, for so many rows."""
     config = language_model.config
     num_turned = config.num_attention_heads + config.num_key_value_heads
     return [FusedLayer(layer, num_turned, num_rows) for layer in language_model.layers]
