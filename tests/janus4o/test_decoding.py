@@ -14,6 +14,7 @@ import torch
 from plain_drawing import greedy, oracle, oracle_logits, picture
 from small_checkpoints import save_ours, small_config, small_processor
 from torch import nn
+from transformers import TorchAoConfig
 
 from sharegpt4o_image.checkpoints import TINY_JANUS_4O, load_checkpoint
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor, decoding_janus4o
@@ -146,6 +147,19 @@ class Doubled(nn.Module):
 
     def forward(self, hidden):
         return 2 * self.inner(hidden)
+
+
+@pytest.mark.parametrize("name", ["Int8WeightOnlyConfig", "Float8WeightOnlyConfig"])
+@pytest.mark.parametrize("num_pictures", [1, 3])
+def test_quantised_weights_are_drawn_with(folder, processor, name, num_pictures):
+    torchao = pytest.importorskip("torchao.quantization", reason="needs the extra `quantize`")
+    quantized = TorchAoConfig(getattr(torchao, name)())
+    model = Janus4oForImageGeneration.from_pretrained(folder, quantization_config=quantized).eval()
+    codes = greedy(model, PROMPTS[0], num_images_per_prompt=num_pictures)
+    assert torch.equal(codes, oracle(model, processor, PROMPTS[:1]).expand(num_pictures, -1))
+    model.uses_cuda_graph = True
+    with pytest.raises(ValueError, match="quantised weights, which joins_kernels=True cannot read; pass False"):
+        model.compile_generation()
 
 
 @pytest.mark.parametrize("names", [("q_proj",), ("o_proj",), ("gate_proj", "down_proj")])

@@ -445,3 +445,11 @@ def test_codes_and_pixels_of_the_wrong_shape_or_range(model, processor):
     two = torch.cat([edit["source_pixel_values"]] * 2)
     with pytest.raises(ValueError, match="room for 1 source images and 1 source code blocks, but 2 source images"):
         model(**(dict(edit) | {"source_pixel_values": two}), target_codes=codes)
+
+
+def test_offloaded_weights_are_refused(folder, processor, tmp_path):
+    parts = ("vision_model", "aligner", "vqmodel", "generation_embeddings", "generation_aligner", "generation_head")
+    device_map = {"lm_head": "cpu", "model.language_model": "disk"} | {f"model.{part}": "cpu" for part in parts}
+    model = Janus4oForImageGeneration.from_pretrained(folder, device_map=device_map, offload_folder=tmp_path).eval()
+    with pytest.raises(ValueError, match=r"weight model.language_model.\S+ is offloaded to the disk or host memory"):
+        codes_of(model, PROMPTS[0], processor=processor)

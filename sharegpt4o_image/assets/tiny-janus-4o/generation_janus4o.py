@@ -163,10 +163,11 @@ class Janus4oGenerationMixin:
             a list of pictures, or a tensor, see `output_type`.
 
         Raises:
-            ValueError: naming the argument, its value and what it may be.
+            ValueError: naming the argument, its value and what it may be; or weights that are offloaded.
         """
         if output_type not in ("pil", "pt", "codes"):
             raise ValueError(f"output_type is {output_type!r}; choose 'pil', 'pt' or 'codes'.")
+        self._check_weights()
         if output_size not in OUTPUT_SIZES:
             raise ValueError(f"output_size is {output_size!r}; choose one of {', '.join(map(repr, OUTPUT_SIZES))}.")
         guidance = Guidance(
@@ -216,6 +217,14 @@ class Janus4oGenerationMixin:
                 name, trust_remote_code=is_remote, revision=getattr(self.config, "_commit_hash", None)
             )
         return self._processor
+
+    def _check_weights(self) -> None:
+        offloaded = next((name for name, parameter in self.named_parameters() if parameter.is_meta), None)
+        if offloaded is not None:
+            raise ValueError(
+                f"The weight {offloaded} is offloaded to the disk or host memory and would be read anew for every "
+                "code; load the model with a device_map of devices that hold it."
+            )
 
     # ------------------------------------------------------------------ steps
 
