@@ -29,7 +29,7 @@ from transformers import DynamicCache, JanusForConditionalGeneration
 
 from sharegpt4o_image.janus4o import Janus4oConfig, Janus4oForImageGeneration
 from sharegpt4o_image.janus4o.batching_janus4o import CacheSize
-from sharegpt4o_image.janus4o.capture_janus4o import FixedDecoder
+from sharegpt4o_image.janus4o.capture_janus4o import PROMPT_BUCKET, FixedDecoder
 from sharegpt4o_image.janus4o.decoding_janus4o import fused_layers
 
 # layers, width, feed-forward width, heads, vocabulary, image codes
@@ -99,14 +99,14 @@ def make_models(shape: str, num_codes: int, dtype: torch.dtype, device: str) -> 
     torch.set_default_dtype(dtype)
     with torch.device(device):
         ours = Janus4oForImageGeneration(config).eval().requires_grad_(False)
+        theirs: Any = JanusForConditionalGeneration(config)
     torch.set_default_dtype(torch.float32)
     with torch.no_grad():
         for name, parameter in ours.named_parameters():
             if parameter.dim() > 1 and "vqmodel" not in name and "vision" not in name:
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)
-    with torch.device(device):
-        theirs: Any = JanusForConditionalGeneration(config)
-    theirs.to(dtype).eval().requires_grad_(False)
+    theirs.eval().requires_grad_(False)
+    fused_layers(ours.model.language_model, 1)  # joins weights: from here on they stay where they are
     theirs.load_state_dict(ours.state_dict(), assign=True)  # the same tensors, not a copy
     theirs.generation_config.generation_kwargs = {"boi_token_id": BOI}
     theirs.generation_config.bos_token_id, theirs.generation_config.pad_token_id = BOS, PAD
@@ -331,7 +331,10 @@ def _captured_kernels(model: Any, prompt_tokens: int) -> int:
 
 def _planned_bytes(model: Any, given: argparse.Namespace) -> int:
     """Weights, and keys and values of the batch."""
-    size = CacheSize(2, given.prompt_tokens, given.pictures, given.codes, False)
+    is_captured = model.device.type == "cuda"
+    length = -(-given.prompt_tokens // PROMPT_BUCKET) * PROMPT_BUCKET if is_captured else given.prompt_tokens
+    is_shared = given.pictures > 1 and length >= model.share_prompt_from
+    size = CacheSize(2, length, given.pictures, given.codes, is_shared)
     cache = size.num_bytes(model.config.text_config, model.get_input_embeddings().weight.element_size())
     return cache + sum(parameter.nbytes for parameter in model.parameters())
 

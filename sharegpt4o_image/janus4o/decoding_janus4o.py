@@ -26,6 +26,8 @@ from .batching_janus4o import CacheSize
 FEW_ROWS = (1, 2, 3, 4)  # of which `reads_columns` (measured)
 MIN_COLUMN_WIDTH, MIN_COLUMN_WEIGHT = 128, 2**14  # below, the result's copy costs what it saves (measured)
 MIN_ONE_ROW_WEIGHT = 600_000  # numbers of a matrix from which on one row is faster as two columns (measured)
+MIN_PRODUCT_KEYS = 2**19  # numbers in the keys of a prompt from which on products are faster (measured)
+MASK_ALIGNMENT = 16  # places
 HIDDEN = float("-inf")  # added to the score of a place that must not be seen
 
 
@@ -43,8 +45,8 @@ class PromptPrefix:
         self.keys: list[Any] = [layer.keys for layer in cache.layers]  # tensors (G, K, S, E)
         self.values: list[Any] = [layer.values for layer in cache.layers]
         is_pad_GS = attention_mask_GS == 0
-        mask_GS = torch.zeros_like(is_pad_GS, dtype=self.keys[0].dtype).masked_fill_(is_pad_GS, HIDDEN)
-        self.mask_G11S = mask_GS[:, None, None]  # added to the scores
+        self.mask_G11S = aligned_mask(len(is_pad_GS), is_pad_GS.shape[1], self.keys[0])
+        self.mask_G11S.masked_fill_(is_pad_GS[:, None, None], HIDDEN)
         self.is_padded = bool(is_pad_GS.any())
         self.num_tokens_G = attention_mask_GS.sum(-1)  # where the first code of each row stands
 
@@ -53,6 +55,12 @@ class PromptPrefix:
         taken = self.keys[number], self.values[number]
         self.keys[number] = self.values[number] = None
         return taken
+
+
+def aligned_mask(num_rows: int, length: int, like: Tensor) -> Tensor:
+    """Zeros (rows, 1, 1, length) to add to scores; rows begin at multiples of 16 bytes, as a GPU's kernels want."""
+    room = -(-length // MASK_ALIGNMENT) * MASK_ALIGNMENT
+    return torch.zeros(num_rows, 1, 1, room, dtype=like.dtype, device=like.device)[..., :length]
 
 
 class FusedLayer:
@@ -171,7 +179,7 @@ def is_hooked(module: Any) -> bool:
 
 
 class ResidualProjection:
-    """A residual plus a projection, in one kernel where the projection is a plain matrix."""
+    """A residual plus a projection, in one call where the projection is a plain matrix."""
 
     def __init__(self, module: Any, num_rows: int):
         self._module = module
@@ -336,7 +344,7 @@ class CodeDecoder(Decoder):
         )  # fmt: skip
         cache = keys.new_empty(shape)
         if size.is_shared:
-            self._prefix_caches.append((keys, values))
+            self._prefix_caches.append((keys.contiguous(), values.contiguous()))
         else:
             cache[0, :, :, : self._start] = keys.repeat_interleave(size.num_pictures, 0)
             cache[1, :, :, : self._start] = values.repeat_interleave(size.num_pictures, 0)
@@ -387,7 +395,8 @@ def fused_layers(language_model: Any, num_rows: int) -> list[FusedLayer]:
 def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Attention and the log-sum-exp of its scores, by which two attentions of one query can be merged.
 
-    torch's own fused kernels, called by name: `scaled_dot_product_attention` keeps the log-sum-exp for itself.
+    torch's own fused kernels, called by name (`scaled_dot_product_attention` keeps the log-sum-exp for itself), or
+    products where they are faster.
 
     Args:
         query: (B, H, N, E).
@@ -402,6 +411,8 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> 
     if num_heads != keys.shape[1]:
         repeats = num_heads // keys.shape[1]
         keys, values = keys.repeat_interleave(repeats, 1), values.repeat_interleave(repeats, 1)
+    if is_faster_by_products(keys, num_queries):
+        return attend_by_products(query, keys, values, mask)
     if mask is not None:
         mask = mask.expand(batch, num_heads, num_queries, keys.shape[2])
     if query.is_cuda:
@@ -411,6 +422,30 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> 
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         attended, weight = kernel(query, keys, values, attn_mask=mask)
     return attended, weight[..., :num_queries, None].float()  # the CUDA kernel pads the queries
+
+
+def is_faster_by_products(keys: Tensor, num_queries: int) -> bool:
+    """Whether `attend_by_products` is faster than torch's kernel (`docs/performance.md`)."""
+    is_large = keys.numel() >= MIN_PRODUCT_KEYS and keys.dtype == torch.float32
+    return is_large and keys.device.type == "cpu" and num_queries in FEW_ROWS[1:]
+
+
+def attend_by_products(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """As `attend`, by two matrix products: so a CPU reads a long prompt faster for few queries (`column_product`)."""
+    batch, num_heads, num_queries, width = query.shape
+    num_keys = keys.shape[2]
+    query = (query * width**-0.5).reshape(batch * num_heads, num_queries, width)
+    keys = keys.reshape(batch * num_heads, num_keys, width)
+    values = values.reshape(batch * num_heads, num_keys, width)
+    scores = torch.bmm(keys, query.transpose(1, 2)).transpose(1, 2).contiguous()
+    if mask is not None:
+        scores.view(batch, num_heads, num_queries, num_keys).add_(mask)
+    largest = scores.amax(-1, keepdim=True)
+    shares = scores.sub_(largest).exp_()
+    total = shares.sum(-1, keepdim=True)
+    attended = torch.bmm(shares, values).div_(total)
+    shape = (batch, num_heads, num_queries)
+    return attended.view(*shape, width), total.log_().add_(largest).view(*shape, 1)
 
 
 __all__ = ["CodeDecoder", "LaunchedSteps", "PromptPrefix"]

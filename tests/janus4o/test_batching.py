@@ -75,6 +75,23 @@ def test_a_batch_that_does_not_fit_names_the_largest_that_does(model, monkeypatc
         model.generate_image("a red circle", output_type="codes")
 
 
+@pytest.mark.parametrize("num_pictures", [6, 20])
+def test_the_largest_batch_of_a_shared_prompt_fits(model, monkeypatch, num_pictures):
+    """The prompt's own keys and values are there once, however many pictures are drawn."""
+    model = copy.deepcopy(model)
+    model.share_prompt_from = 0
+    text, length = (
+        model.config.text_config,
+        model.processor.prepare_image_generation(["a heart"])["input_ids"].shape[1],
+    )
+    free = CacheSize(2, length, 5, 64, True).num_bytes(text, 4)
+    monkeypatch.setattr(batching_janus4o, "free_bytes", lambda device: free)
+    options = {"num_images_per_prompt": num_pictures, "output_type": "codes"}
+    with pytest.raises(ValueError, match=r"pass max_batch_size=5\."):
+        model.generate_image("a heart", **options)
+    assert len(model.generate_image("a heart", max_batch_size=5, **options)) == num_pictures
+
+
 @pytest.mark.parametrize(("num_pictures", "is_shared"), [(1, False), (3, False), (3, True)])
 def test_what_is_planned_is_what_is_allocated(model, num_pictures, is_shared):
     embeds, mask = torch.randn(4, 30, model.config.text_config.hidden_size), torch.ones(4, 30, dtype=torch.long)

@@ -16,7 +16,14 @@ from plain_drawing import greedy, oracle, picture
 from small_checkpoints import save_ours
 from torch import nn
 
-from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor, capture_janus4o
+from sharegpt4o_image.janus4o import (
+    Janus4oForImageGeneration,
+    Janus4oProcessor,
+    batching_janus4o,
+    capture_janus4o,
+    generation_janus4o,
+)
+from sharegpt4o_image.janus4o.batching_janus4o import CacheSize
 
 PROMPTS = ["a red circle", "a very large blue star on a gray background", "a heart"]
 
@@ -35,6 +42,14 @@ class EagerTwin:
 
     def __call__(self):
         return self._run()
+
+
+class Doubled(nn.Module):
+    """Stands for an adapter."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
 
 
 @pytest.fixture
@@ -132,13 +147,58 @@ def test_a_capture_of_a_shared_prompt_serves_fewer_pictures(twin, model, process
     assert twin.made == made
 
 
-def test_only_the_last_shape_captured_on_the_way_is_kept(twin, model):
-    for num_made, prompts in ((3, PROMPTS[:1]), (6, PROMPTS), (6, PROMPTS), (6, PROMPTS[:1])):
+def test_a_longer_capture_serves_shorter_prompts(twin, model, processor, monkeypatch):
+    monkeypatch.setattr(generation_janus4o, "PROMPT_BUCKET", 8)
+    model.compile_generation([1], prompt_tokens=40, joins_kernels=False)
+    for prompt in PROMPTS:
+        assert torch.equal(greedy(model, prompt), oracle(model, processor, [prompt]))
+    assert twin.made == 3
+
+
+def test_what_was_captured_ahead_is_not_captured_twice(twin, model):
+    assert len(model.compile_generation([1, 3, 1], joins_kernels=False)) == 2
+    assert model.compile_generation([3], joins_kernels=False) == []
+
+
+def test_the_last_shapes_captured_on_the_way_are_kept(twin, model):
+    shapes = [PROMPTS[:1], PROMPTS, ["a star"] * 7, ["a star"] * 15]  # each more than twice as large as the one before
+    for number, prompts in enumerate(shapes):
         greedy(model, prompts)
-        assert twin.made == num_made
+        greedy(model, prompts)
+        assert twin.made == 3 * (number + 1)
+    greedy(model, shapes[1])  # still there
+    assert twin.made == 12
+    greedy(model, shapes[0])  # too small for what is there, and let go of
+    assert twin.made == 15
+    greedy(model, ["a star"] * 2)  # has room in what drew three
+    assert twin.made == 15
     model.release_generation()
-    greedy(model, PROMPTS)
-    assert twin.made == 9
+    greedy(model, shapes[1])
+    assert twin.made == 18
+
+
+def test_what_has_no_room_is_drawn_without_a_capture(twin, model, processor, monkeypatch):
+    size = CacheSize(2, 64, 1, model.config.num_image_tokens, False)
+    free = size.num_bytes(model.config.text_config, 4)
+    for module in (batching_janus4o, generation_janus4o):
+        monkeypatch.setattr(module, "free_bytes", lambda device: free)
+    assert torch.equal(greedy(model, PROMPTS[0]), oracle(model, processor, PROMPTS[:1]))
+    assert twin.made == 0
+    with pytest.raises(ValueError, match="not even one picture fits"):
+        model.compile_generation([1])
+
+
+def test_no_memory_for_a_capture_is_no_reason_never_to_try_again(twin, model, processor, monkeypatch):
+    def fail(self, *args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model, "_uses_graphs", lambda: model.uses_cuda_graph is None)  # as on a GPU
+    model.uses_cuda_graph = None
+    with monkeypatch.context() as patch:
+        patch.setattr(EagerTwin, "__init__", fail)
+        assert torch.equal(greedy(model, PROMPTS[0]), oracle(model, processor, PROMPTS[:1]))
+    greedy(model, PROMPTS[0])
+    assert twin.made == 3
 
 
 @pytest.mark.slow
@@ -172,17 +232,18 @@ def test_weights_changed_in_place_are_used(twin, model, processor):
     assert twin.made == 3
 
 
-def test_hooks_and_adapters_are_not_captured(twin, model):
+@pytest.mark.parametrize("place", ["language_model.layers.0.mlp.down_proj", "generation_head", "language_model.norm"])
+def test_hooks_and_adapters_are_not_captured(twin, model, place):
     called = []
-    module = model.model.language_model.layers[0].mlp.down_proj
+    module = model.model.get_submodule(place)
     handle = module.register_forward_hook(lambda *_: called.append(1))
     greedy(model, PROMPTS[0])
-    assert len(called) == model.config.num_image_tokens
+    assert len(called) >= model.config.num_image_tokens
     assert twin.made == 0
     with pytest.raises(ValueError, match="adapters or hooks, which cannot be captured; merge or remove them"):
         model.compile_generation()
     handle.remove()
-    module.lora = nn.Linear(2, 2)
+    module.lora = Doubled(nn.Linear(2, 2))
     greedy(model, PROMPTS[0])
     assert twin.made == 0
 
@@ -233,6 +294,13 @@ def test_a_callback_may_draw(twin, model):
     assert torch.equal(inner[0], expected[1])
 
 
+def test_a_callback_may_not_release_what_draws(twin, model):
+    for act in (model.release_generation, model.compile_generation, lambda: model.to(torch.bfloat16)):
+        with pytest.raises(RuntimeError, match="A callback cannot compile, release or move what draws"):
+            greedy(model, PROMPTS[0], callback_on_step_end=lambda step, codes, act=act: act())
+    assert model.dtype == torch.float32
+
+
 # ------------------------------------------------------------------ without a GPU, and where it fails
 
 
@@ -276,15 +344,44 @@ def test_a_failing_capture_is_reported_and_drawing_goes_on(twin, model, monkeypa
 # ------------------------------------------------------------------ the graphs themselves
 
 
+def drawings(model, **options):
+    """Codes with and without graphs; the graphs draw twice."""
+    model.uses_cuda_graph = False
+    expected = greedy(model, **options)
+    model.uses_cuda_graph = True
+    return expected, greedy(model, **options), greedy(model, **options)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("is_edit", [False, True])
-@pytest.mark.parametrize("joins_kernels", [False, True])
-def test_graphs_draw_what_launched_kernels_draw(model, is_edit, joins_kernels):
-    model.to("cuda")
-    images = [[picture(0)]] if is_edit else None
-    options = {"image": images, "num_images_per_prompt": 3}
-    model.uses_cuda_graph = False
-    expected = greedy(model, PROMPTS[0], **options)
-    model.compile_generation([3], 192 if is_edit else 64, 3 if is_edit else 2, joins_kernels)
-    assert torch.equal(greedy(model, PROMPTS[0], **options), expected)
-    assert torch.equal(greedy(model, PROMPTS[0], **options), expected)
+@pytest.mark.parametrize("is_shared", [False, True])
+@pytest.mark.parametrize("until", [1.0, 0.5])
+def test_graphs_draw_what_launched_kernels_draw(model, is_edit, is_shared, until):
+    model.to("cuda").share_prompt_from = 0 if is_shared else 10_000
+    images = [[picture(n)] for n in range(3)] if is_edit else None
+    options = {"image": images, "num_images_per_prompt": 2, "guidance_until": until}
+    expected, *drawn = drawings(model, prompts=PROMPTS, **options)
+    assert all(torch.equal(codes, expected) for codes in drawn)
+
+
+@pytest.mark.gpu
+def test_graphs_outlive_others(model):
+    model.to("cuda").compile_generation([1], joins_kernels=False)
+    expected = greedy(model, PROMPTS[0])
+    for number in (2, 5, 11, 23):  # the first of them is let go of
+        greedy(model, PROMPTS[:1] * number)
+    assert torch.equal(greedy(model, PROMPTS[0]), expected)
+
+
+@pytest.mark.gpu
+def test_joined_kernels_of_a_graph_change_few_codes(model):
+    model.to("cuda").compile_generation([3], joins_kernels=True)
+    expected, *drawn = drawings(model, prompts=PROMPTS)
+    assert all((codes == expected).float().mean() > 0.9 for codes in drawn)
+
+
+@pytest.mark.gpu
+def test_bf16_draws_padded_prompts_that_are_shared(model):
+    model.to("cuda", torch.bfloat16).share_prompt_from = 0
+    for codes in drawings(model, prompts=PROMPTS, num_images_per_prompt=2):
+        assert codes.shape == (6, model.config.num_image_tokens)

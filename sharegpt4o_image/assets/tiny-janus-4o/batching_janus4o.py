@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many pictures -> batches that fit: which prompts are drawn together, and whether their caches have room."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -61,13 +62,18 @@ class CacheSize:
         """Pictures of all branches."""
         return self.num_prefixes * self.num_pictures
 
+    @property
+    def num_tokens(self) -> int:
+        """Whose keys and values are kept."""
+        num_copies = 1 if self.is_shared else self.num_pictures
+        return self.num_prefixes * (num_copies * self.prefix_length + self.num_pictures * self.num_codes)
+
     def num_bytes(self, config: LlamaConfig, itemsize: int) -> int:
         """Of a language model whose numbers have `itemsize` bytes."""
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         key_heads = config.num_key_value_heads or config.num_attention_heads
         per_token = 2 * config.num_hidden_layers * key_heads * head_dim * itemsize
-        num_copies = 1 if self.is_shared else self.num_pictures
-        return per_token * self.num_prefixes * (num_copies * self.prefix_length + self.num_pictures * self.num_codes)
+        return per_token * self.num_tokens
 
     def captured(self) -> "CacheSize":
         """The same for steps that are captured: rows that share nothing may be of any prompt."""
@@ -76,20 +82,25 @@ class CacheSize:
         return replace(self, num_prefixes=self.num_prefixes * self.num_pictures, num_pictures=1)
 
 
-def check_memory(needed: int, batch_size: int, device: torch.device) -> None:
-    """Refuse a batch whose keys and values, `needed` bytes, do not fit, before anything is allocated.
+def check_memory(bytes_of: Callable[[int], int], batch_size: int, device: torch.device) -> None:
+    """Refuse a batch whose keys and values do not fit, before anything is allocated.
+
+    Args:
+        bytes_of: number of pictures -> bytes of their keys and values.
+        batch_size: pictures.
+        device: where they are to be drawn.
 
     Raises:
         ValueError: with the largest batch that fits.
     """
     free = free_bytes(device)
-    if free is None or needed <= free:
+    if free is None or bytes_of(batch_size) <= free:
         return
-    fitting = int(batch_size * free / needed)
+    fitting = next((number for number in range(batch_size - 1, 0, -1) if bytes_of(number) <= free), 0)
     remedy = f"pass max_batch_size={fitting}." if fitting else "not even one picture fits on this device."
     raise ValueError(
-        f"Drawing {batch_size} pictures at once takes {needed / GIB:.1f} GiB of keys and values, and {free / GIB:.1f} "
-        f"GiB are free; {remedy}"
+        f"Drawing {batch_size} pictures at once takes {bytes_of(batch_size) / GIB:.1f} GiB of keys and values, and "
+        f"{free / GIB:.1f} GiB are free; {remedy}"
     )
 
 

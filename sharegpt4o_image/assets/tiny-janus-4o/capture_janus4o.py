@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from .batching_janus4o import CacheSize
-from .decoding_janus4o import Decoder, DecodeStep, FusedLayer, PromptPrefix, is_hooked
+from .decoding_janus4o import Decoder, DecodeStep, FusedLayer, PromptPrefix, aligned_mask, is_hooked
 
 # B pictures, R rows (B for each guidance branch), G prefixes, D width, V codes, E width of a head, S prefix tokens
 
@@ -29,6 +29,8 @@ logger = logging.get_logger(__name__)
 PROMPT_BUCKET = 64  # prompts are padded to a multiple of this many tokens (our choice)
 STAGE = 64  # codes of a stage (our choice): the cache is read on average half a stage too far
 NUM_PROJECTIONS = 7  # matrices of a Llama layer: query, key, value, output, gate, up, down
+KEPT_SHAPES = 3  # that were captured on the way; the one used longest ago goes first (our choice)
+MAX_WASTE = 2  # how many times the bytes that it needs a call may use, of steps captured on the way (our choice)
 CAPTURE_TOLERANCE = 1e-2  # relative, of the logits: in bf16 kernels may be chosen anew (our choice)
 WARM_UPS = 3  # runs before a capture, in which libraries choose kernels and allocate what they need
 
@@ -46,10 +48,10 @@ class FixedDecoder(Decoder):
 
         heads, width = self._num_key_heads, self._head_dim
         self._caches = [zeros(2, num_rows, heads, length, width) for _ in layers]
-        self._own_mask_R11L = zeros(num_rows, 1, 1, length)
+        self._own_mask_R11L = aligned_mask(num_rows, length, weight)
         if size.is_shared:
             self._prefix_caches = [zeros(2, size.num_prefixes, heads, size.prefix_length, width) for _ in layers]
-            self._prefix_mask_G11S = zeros(size.num_prefixes, 1, 1, size.prefix_length)
+            self._prefix_mask_G11S = aligned_mask(size.num_prefixes, size.prefix_length, weight)
         self._cos_TR1E, self._sin_TR1E = (zeros(size.num_codes, num_rows, 1, width) for _ in range(2))
         self._position = torch.zeros(1, dtype=torch.long, device=weight.device)
         self._place = self._position + self._start
@@ -173,15 +175,36 @@ def compiled_layers(layers: list[FusedLayer]) -> list[CompiledLayer]:
 # ------------------------------------------------------------------ graphs
 
 
-def can_be_captured(language_model: Any) -> bool:
-    """Whether a layer does the same at every call: adapters can be switched, hooks can do anything."""
+_CAPTURING = threading.Lock()  # one graph can be captured at a time in a process
+
+
+def can_be_captured(language_model: Any, others: list[nn.Module]) -> bool:
+    """Whether a step does the same at every call: adapters can be switched, hooks can do anything.
+
+    Args:
+        language_model: a Llama of transformers.
+        others: what else a step runs; none of them has adapters if it has no modules but transformers' and torch's.
+    """
     for layer in language_model.layers:
         linear = [module for module in layer.modules() if isinstance(module, nn.Linear)]
-        if len(linear) != NUM_PROJECTIONS or any(type(module) is not nn.Linear for module in linear):
+        if len(linear) != NUM_PROJECTIONS:
             return False
-        if any(is_hooked(module) for module in layer.modules()):
-            return False
-    return True
+    modules = [module for part in (language_model, *others) for module in part.modules()]
+    linear = [module for module in modules if isinstance(module, nn.Linear)]
+    known = all(type(module).__module__.startswith(("torch.", "transformers.")) for module in modules)
+    return known and all(type(one) is nn.Linear for one in linear) and not any(map(is_hooked, modules))
+
+
+class GraphPlace:
+    """Memory and stream of the graphs of one shape.
+
+    Libraries keep a workspace for each stream, which a graph refers to: graphs that live longer than others must not
+    share theirs.
+    """
+
+    def __init__(self, device: torch.device):
+        self.stream = torch.cuda.Stream(device)
+        self.pool = torch.cuda.graph_pool_handle()
 
 
 class GraphedStep:
@@ -192,18 +215,18 @@ class GraphedStep:
     Args:
         run: the step; reads and writes the same memory at every call.
         restart: undoes what calling `run` counted.
-        pool: of memory, shared with graphs that never run at the same time.
+        place: memory and stream, shared with graphs that never run at the same time and are let go of together.
 
     Raises:
         ValueError: the memory is not on a CUDA device.
         RuntimeError: the graph gives something else.
     """
 
-    def __init__(self, run: Callable[[], Tensor], restart: Callable[[], None], pool: Any, device: torch.device):
+    def __init__(self, run: Callable[[], Tensor], restart: Callable[[], None], place: Any, device: torch.device):
         if device.type != "cuda":
             raise ValueError(f"CUDA graphs need a CUDA device, and the model is on {device}; move it with model.to().")
-        with torch.cuda.device(device):
-            self._capture(run, restart, pool)
+        with torch.cuda.device(device), _CAPTURING:
+            self._capture(run, restart, place)
         restart()
         expected = [run().clone() for _ in range(2)]
         restart()
@@ -213,8 +236,8 @@ class GraphedStep:
         if not error < CAPTURE_TOLERANCE:
             raise RuntimeError(f"The captured step is off by {error:.2g}; set model.uses_cuda_graph = False.")
 
-    def _capture(self, run: Callable[[], Tensor], restart: Callable[[], None], pool: Any) -> None:
-        stream = torch.cuda.Stream()
+    def _capture(self, run: Callable[[], Tensor], restart: Callable[[], None], place: "GraphPlace") -> None:
+        stream = place.stream
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
@@ -222,7 +245,7 @@ class GraphedStep:
                 run()
         torch.cuda.current_stream().wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, place.pool, stream, capture_error_mode="thread_local"):
             self._output = run()
 
     def __call__(self) -> Tensor:
@@ -247,7 +270,7 @@ class CapturedSteps:
         self.batch_size = size.num_prefixes // num_branches * size.num_pictures
         self._codes_B = torch.zeros(self.batch_size, dtype=torch.long, device=device)
         self._rows_B = torch.arange(self.batch_size, device=device)  # of the pictures that are drawn
-        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self._place = GraphPlace(device) if device.type == "cuda" else None
         self._graphs: dict[tuple[int, int], GraphedStep] = {}
         self._num_running = num_branches
         self.seconds = 0.0
@@ -265,7 +288,7 @@ class CapturedSteps:
         def run() -> Tensor:
             return self._step(self._codes_B, num_branches, lambda hidden_RD: part.step(hidden_RD, end))
 
-        return GraphedStep(run, part.restart, self._pool, self._codes_B.device)
+        return GraphedStep(run, part.restart, self._place, self._codes_B.device)
 
     def _stage_ends(self) -> list[int]:
         last = self.size.num_codes
@@ -311,7 +334,7 @@ class CaptureReport:
 
 
 class Captures:
-    """The captured steps of a model: those made ahead, and the last one made on the way.
+    """The captured steps of a model: those made ahead, and the last few made on the way.
 
     They hold for the weights and their places in memory that they were captured with.
     """
@@ -320,7 +343,7 @@ class Captures:
         self._lock = threading.Lock()
         self._owner: int | None = None
         self._ahead: list[CapturedSteps] = []
-        self._latest: CapturedSteps | None = None
+        self._on_the_way: list[CapturedSteps] = []  # the one used last comes last
         self._weights: list[tuple[int, torch.dtype]] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Captures":
@@ -339,6 +362,8 @@ class Captures:
     @contextmanager
     def held(self, modules: list[nn.Module]) -> Iterator[None]:
         """Keep other threads out, and forget what was captured with other weights."""
+        if self.is_mine:
+            raise RuntimeError("A callback cannot compile, release or move what draws; do it after the drawing.")
         with self._lock:
             self._owner = threading.get_ident()
             try:
@@ -352,34 +377,39 @@ class Captures:
 
     def clear(self) -> None:
         """Let go of all graphs and their memory."""
-        self._ahead, self._latest = [], None
+        self._ahead, self._on_the_way = [], []
 
     def find(self, size: CacheSize, num_branches: int) -> CapturedSteps | None:
-        """The smallest with room for this."""
-        known = [*self._ahead, *([] if self._latest is None else [self._latest])]
-        fitting = [steps for steps in known if _has_room(steps, size, num_branches)]
-        return min(fitting, key=lambda steps: steps.batch_size, default=None)
+        """The smallest with room for this; of those captured on the way, one that is not far too large."""
+        near = [steps for steps in self._on_the_way if steps.size.num_tokens <= MAX_WASTE * size.num_tokens]
+        fitting = [steps for steps in (*self._ahead, *near) if _has_room(steps, size, num_branches)]
+        found = min(fitting, key=lambda steps: steps.size.num_tokens, default=None)
+        if found in self._on_the_way:
+            self._on_the_way.remove(found)
+            self._on_the_way.append(found)
+        return found
 
-    def forget_latest(self) -> None:
-        """Make room for another one."""
-        self._latest = None
+    def has_ahead(self, size: CacheSize, num_branches: int) -> bool:
+        """Whether exactly this was captured ahead."""
+        return any(steps.size == size and steps.num_branches == num_branches for steps in self._ahead)
+
+    def make_room(self, num_kept: int = KEPT_SHAPES - 1) -> None:
+        """Let go of what was captured on the way, but for the shapes that were used last."""
+        del self._on_the_way[: max(0, len(self._on_the_way) - num_kept)]
 
     def add(self, steps: CapturedSteps, is_ahead: bool) -> None:
-        """Keep it: for good, or until the next one."""
-        if is_ahead:
-            self._ahead.append(steps)
-        else:
-            self._latest = steps
+        """Keep it: for good, or until others were used."""
+        (self._ahead if is_ahead else self._on_the_way).append(steps)
 
 
 def _has_room(steps: CapturedSteps, size: CacheSize, num_branches: int) -> bool:
-    """Where a prompt is shared, there may be more pictures of each prompt; otherwise, more rows."""
-    has, wanted = steps.size, size
+    """Prompts may be shorter; where a prompt is shared, there may be more pictures of each; otherwise, more rows."""
+    has = steps.size
+    if steps.num_branches != num_branches or has.is_shared != size.is_shared or has.prefix_length < size.prefix_length:
+        return False
     if has.is_shared:
-        wanted = replace(wanted, num_pictures=has.num_pictures)
-        return steps.num_branches == num_branches and has == wanted and size.num_pictures <= has.num_pictures
-    wanted = replace(wanted, num_prefixes=has.num_prefixes)
-    return steps.num_branches == num_branches and has == wanted and size.num_prefixes <= has.num_prefixes
+        return has.num_prefixes == size.num_prefixes and has.num_pictures >= size.num_pictures
+    return has.num_prefixes >= size.num_prefixes
 
 
 __all__ = ["CaptureReport", "Captures"]

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ from transformers import DynamicCache
 from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.utils import logging
 
-from .batching_janus4o import Batch, CacheSize, check_memory, plan_batches
+from .batching_janus4o import Batch, CacheSize, check_memory, free_bytes, plan_batches
 from .capture_janus4o import (
+    KEPT_SHAPES,
     PROMPT_BUCKET,
     CapturedSteps,
     CaptureReport,
@@ -98,7 +99,8 @@ class Janus4oGenerationMixin:
     Args:
         uses_cuda_graph (`bool`, *optional*): draw by decode steps that are captured as CUDA graphs, see
             `compile_generation`. By default where the model is on a GPU; where capturing fails, a warning says so and
-            the kernels are launched one by one. `True` raises instead, `False` never captures.
+            the kernels are launched one by one, as they are for models with adapters or hooks, and where memory is
+            short. `True` raises where capturing fails, `False` never captures.
         share_prompt_from (`int`): tokens from which on the pictures of a prompt read its keys and values in place;
             below, each has a copy, which is faster there (our choice, `docs/performance.md`).
     """
@@ -156,8 +158,8 @@ class Janus4oGenerationMixin:
             progress_bar: show one, on stderr.
             max_batch_size: pictures drawn at once, by default all. More are drawn in several batches, prompts of
                 similar length together; the callback is called in each.
-            guidance_until: share of the codes that are drawn with guidance; the later ones follow the conditional
-                branch alone, which saves a row. Changes the picture (`docs/performance.md` has scores).
+            guidance_until: share of the codes that are drawn with guidance; the later ones do without the
+                unconditional branch, which saves a row. Changes the picture (`docs/performance.md` has scores).
 
         Returns:
             a list of pictures, or a tensor, see `output_type`.
@@ -295,21 +297,29 @@ class Janus4oGenerationMixin:
         num_branches = len(rows.branches)
         if self._uses_graphs():
             with self._captures.held(self._decoding_modules()):
-                rows_padded = rows.pad(PROMPT_BUCKET)
-                steps = self._captured_steps(rows_padded, num_pictures, drops_branch)
+                steps = self._captured_steps(rows.pad(PROMPT_BUCKET), num_pictures, drops_branch)
                 if steps is not None:
-                    hidden_GD, prefix = self.prefill(rows_padded.inputs_embeds, rows_padded.attention_mask)
+                    rows = rows.pad(steps.size.prefix_length)
+                    hidden_GD, prefix = self.prefill(rows.inputs_embeds, rows.attention_mask)
                     steps.load(prefix, len(hidden_GD) // num_branches, num_pictures)
                     yield self._first_logits(hidden_GD, num_pictures), steps
                     return
         size = self._cache_size(rows, num_pictures)
-        check_memory(self._num_bytes(size), size.num_prefixes // num_branches * num_pictures, self.device)
+        check_memory(
+            lambda number: self._num_bytes(self._cache_size(rows, num_pictures, number)),
+            size.num_rows // num_branches,
+            self.device,
+        )
         hidden_GD, prefix = self.prefill(rows.inputs_embeds, rows.attention_mask)
         decoder = CodeDecoder(self.model.language_model, size, prefix)
         yield self._first_logits(hidden_GD, num_pictures), LaunchedSteps(decoder, num_branches, self.decode_step)
 
-    def _cache_size(self, rows: GuidanceRows, num_pictures: int) -> CacheSize:
+    def _cache_size(self, rows: GuidanceRows, num_pictures: int, batch_size: int | None = None) -> CacheSize:
+        """Of so many pictures of each prompt, or of `batch_size` pictures in all, as `plan_batches` would cut them."""
         num_prefixes, length = rows.attention_mask.shape
+        if batch_size is not None:
+            num_prefixes = len(rows.branches) * max(1, batch_size // num_pictures)
+            num_pictures = min(batch_size, num_pictures)
         can_share = num_pictures > 1 and self.device.type in ("cpu", "cuda")  # where `attend` has its kernels
         is_shared = can_share and length >= self.share_prompt_from
         return CacheSize(num_prefixes, length, num_pictures, self.config.num_image_tokens, is_shared)
@@ -353,8 +363,9 @@ class Janus4oGenerationMixin:
     ) -> list[CaptureReport]:
         """Make the decode step ready for some batch sizes, as CUDA graphs; later calls use the smallest with room.
 
-        Without it, `generate_image` captures on first use and keeps the last shape. What is captured here stays, with
-        the memory of its keys and values, until `release_generation()`, or until the weights change or move.
+        Without it, `generate_image` captures on first use and keeps the last three shapes. What is captured here
+        stays, with the memory of its keys and values, until `release_generation()`, or until the weights change or
+        move.
 
         Args:
             batch_sizes: pictures drawn at once. From `share_prompt_from` tokens on, pictures of one prompt.
@@ -364,7 +375,7 @@ class Janus4oGenerationMixin:
             joins_kernels: let `torch.compile` join the layers' small kernels; takes seconds more.
 
         Returns:
-            what was captured, with the time it took.
+            what was captured, with the time it took; nothing for what had been captured before.
 
         Raises:
             ValueError: the model is not on a GPU, has adapters, or there is no room; with the remedy.
@@ -372,16 +383,26 @@ class Janus4oGenerationMixin:
         self._check_compilation(batch_sizes, prompt_tokens, num_branches)
         length = -(-prompt_tokens // PROMPT_BUCKET) * PROMPT_BUCKET
         reports = []
+
+        def size_of(batch_size: int) -> CacheSize:
+            is_shared = batch_size > 1 and length >= self.share_prompt_from
+            return CacheSize(num_branches, length, batch_size, self.config.num_image_tokens, is_shared).captured()
+
         with torch.inference_mode(), _evaluating(self), self._captures.held(self._decoding_modules()):
             for batch_size in sorted(set(batch_sizes)):
-                is_shared = batch_size > 1 and length >= self.share_prompt_from
-                size = CacheSize(num_branches, length, batch_size, self.config.num_image_tokens, is_shared)
-                steps = self._capture(size.captured(), num_branches, joins_kernels)
-                self._captures.add(steps, is_ahead=True)
-                reports.append(
-                    CaptureReport(batch_size, length, num_branches, steps.seconds, self._num_bytes(steps.size))
+                size = size_of(batch_size)
+                if self._captures.has_ahead(size, num_branches):
+                    continue
+                check_memory(
+                    lambda number: self._captured_bytes(size_of(number), size_of(number).num_prefixes),
+                    batch_size,
+                    self.device,
                 )
-        self.uses_cuda_graph = True
+                steps = self._capture(size, num_branches, joins_kernels)
+                self._captures.add(steps, is_ahead=True)
+                reports.append(CaptureReport(batch_size, length, num_branches, steps.seconds, self._num_bytes(size)))
+        if self.uses_cuda_graph is False:
+            self.uses_cuda_graph = None
         return reports
 
     def release_generation(self) -> None:
@@ -396,7 +417,8 @@ class Janus4oGenerationMixin:
             raise ValueError(
                 f"prompt_tokens is {prompt_tokens} and num_branches {num_branches}; give 1 or more, and 1, 2 or 3."
             )
-        if not can_be_captured(self.model.language_model):
+        language_model, *others = self._decoding_modules()
+        if not can_be_captured(language_model, others):
             raise ValueError("The model has adapters or hooks, which cannot be captured; merge or remove them.")
 
     @property
@@ -413,22 +435,31 @@ class Janus4oGenerationMixin:
     def _uses_graphs(self) -> bool:
         if self.uses_cuda_graph is False or self._captures.is_mine or torch.is_autocast_enabled(self.device.type):
             return False
-        is_wanted = self.uses_cuda_graph or self.device.type == "cuda"
-        return is_wanted and can_be_captured(self.model.language_model)
+        if not (self.uses_cuda_graph or self.device.type == "cuda"):
+            return False
+        language_model, *others = self._decoding_modules()
+        return can_be_captured(language_model, others)
 
     def _captured_steps(self, rows: GuidanceRows, num_pictures: int, drops_branch: bool) -> CapturedSteps | None:
         """Steps with room for these rows, captured now if there are none; `None` where capturing was not asked for
-        and does not work."""
+        and does not work, or has no room."""
         num_branches = len(rows.branches)
         size = self._cache_size(rows, num_pictures).captured()
         steps = self._captures.find(size, num_branches)
         try:
             if steps is None:
-                self._captures.forget_latest()
+                self._captures.make_room()
+                if not self._has_room_to_capture(size, len(rows.attention_mask)):
+                    return None
                 steps = self._capture(size, num_branches, joins_kernels=False)
                 self._captures.add(steps, is_ahead=False)
             if drops_branch:
                 steps.capture(num_branches - 1)
+        except torch.OutOfMemoryError:
+            if self.uses_cuda_graph:
+                raise
+            logger.warning_once("There is no memory to capture the decode step, and drawing is slower.")
+            return None
         except RuntimeError as error:
             if self.uses_cuda_graph:
                 raise
@@ -437,10 +468,21 @@ class Janus4oGenerationMixin:
             return None
         return steps
 
+    def _has_room_to_capture(self, size: CacheSize, num_prompts: int) -> bool:
+        needed = self._captured_bytes(size, num_prompts)
+        for num_kept in (KEPT_SHAPES - 1, 0):
+            self._captures.make_room(num_kept)
+            free = free_bytes(self.device)
+            if free is None or needed <= free:
+                return True
+        return False
+
+    def _captured_bytes(self, size: CacheSize, num_prompts: int) -> int:
+        """Of keys and values; those of the prompts (of all branches) take room twice while they are read."""
+        prompts = CacheSize(num_prompts, size.prefix_length, 1, 0, False)
+        return self._num_bytes(size) + self._num_bytes(prompts)
+
     def _capture(self, size: CacheSize, num_branches: int, joins_kernels: bool) -> CapturedSteps:
-        prompts = replace(size, num_pictures=1, num_codes=0)  # while they are read, they take room twice
-        needed = self._num_bytes(size) + self._num_bytes(prompts)
-        check_memory(needed, size.num_prefixes // num_branches * size.num_pictures, self.device)
         layers: Sequence[Any] = fused_layers(self.model.language_model, size.num_rows)
         if joins_kernels:
             layers = compiled_layers(layers)
@@ -448,6 +490,11 @@ class Janus4oGenerationMixin:
         steps = CapturedSteps(decoder, num_branches, self.decode_step)
         steps.capture(num_branches)
         return steps
+
+    def _apply(self, function: Any, recurse: bool = True) -> Any:
+        """Moved or cast: what was captured holds the old weights."""
+        self.release_generation()
+        return super()._apply(function, recurse)  # type: ignore[misc]  # of the model that this is mixed into
 
 
 class PictureDecoder:
