@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from generate import GUIDANCE_SCALE, TokenProcessor, make_models, random_prompt, time_arms
 from torch import Tensor
-from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
 from transformers import TorchAoConfig
+from transformers.utils import is_torchao_available
 
 from sharegpt4o_image.checkpoints import ASSETS_DIR, TINY_JANUS_4O
 from sharegpt4o_image.evaluation.scene_benchmark import (
@@ -59,19 +59,32 @@ class Variant:
         """A copy of an fp32 model."""
         model = copy.deepcopy(model).to(self.dtype)
         if self.weights is not None:
+            from torchao.quantization import quantize_
+
             quantize_(model, self.weights)
         return model
 
 
 BASE = Variant("fp32")
-VARIANTS = (
+PLAIN_VARIANTS = (
     BASE,
     Variant("bf16", dtype=torch.bfloat16),
-    Variant("int8 weights", weights=Int8WeightOnlyConfig()),
-    Variant("fp8 weights", weights=Float8WeightOnlyConfig()),
     Variant("half of the codes guided", guidance_until=0.5),
     Variant("a quarter of the codes guided", guidance_until=0.25),
 )
+
+
+def quantized_variants() -> tuple[Variant, ...]:
+    """Weight-only quantisation, where torchao is installed."""
+    if not is_torchao_available():
+        print('int8 and fp8 weights are left out; pip install -e ".[quantize]" adds them')
+        return ()
+    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+
+    return (
+        Variant("int8 weights", weights=Int8WeightOnlyConfig()),
+        Variant("fp8 weights", weights=Float8WeightOnlyConfig()),
+    )
 
 
 @torch.no_grad()
@@ -89,13 +102,13 @@ def predict(model: Any, processor: Janus4oProcessor, items: Sequence[Item]) -> t
     return torch.cat(losses), torch.cat(likeliest)
 
 
-def score(limit: int) -> list[dict[str, Any]]:
+def score(variants: Sequence[Variant], limit: int) -> list[dict[str, Any]]:
     """One row for each variant: what it predicts and what it draws."""
     processor = Janus4oProcessor.from_pretrained(ASSETS_DIR / TINY_JANUS_4O)
     tasks: tuple[Sequence[Item], ...] = (prompt_items(limit), edit_items(limit))
     base_codes: list[Tensor] = []
     table = []
-    for variant in VARIANTS:
+    for variant in variants:
         model = variant.load()
         predicted = [predict(model, processor, items) for items in tasks]
         base_codes = base_codes or [codes for _, codes in predicted]
@@ -113,9 +126,8 @@ def score(limit: int) -> list[dict[str, Any]]:
     return table
 
 
-def time_steps(threads: int) -> dict[str, float]:
+def time_steps(variants: Sequence[Variant]) -> dict[str, float]:
     """Milliseconds of a step of the small shape, in turns."""
-    torch.set_num_threads(threads)
     model, _ = make_models("small", NUM_CODES, torch.float32, "cpu")
     processor = TokenProcessor(random_prompt("small", 64))
 
@@ -126,7 +138,7 @@ def time_steps(threads: int) -> dict[str, float]:
             guidance_until=variant.guidance_until,
         )  # fmt: skip
 
-    times = time_arms({variant.name: arm(variant) for variant in VARIANTS}, ROUNDS, "cpu")
+    times = time_arms({variant.name: arm(variant) for variant in variants}, ROUNDS, "cpu")
     return {name: 1e3 * time_["seconds"] / NUM_CODES for name, time_ in times.items()}
 
 
@@ -144,9 +156,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    table = score(given.limit)
+    variants = (*PLAIN_VARIANTS, *quantized_variants())
+    table = score(variants, given.limit)
     print(f"| {' | '.join(table[0])} |")
-    milliseconds = time_steps(given.threads)
+    milliseconds = time_steps(variants)
     base = milliseconds[BASE.name]
     for name, value in milliseconds.items():
         print(f"{name}: {value:.2f} ms a step, {base / value:.2f} times as fast as fp32")
