@@ -121,6 +121,9 @@ def score(variants: Sequence[Variant], limit: int) -> list[dict[str, Any]]:
         for items in tasks:
             drawn = draw_and_judge(model, processor, items, guidance_until=variant.guidance_until)
             row |= {kind: result["score"] for kind, result in drawn.table.items()}
+        if not table:
+            print(as_row({name: name for name in row}))
+            print("|---" * len(row) + "|")
         table.append(row)
         print(as_row(row), flush=True)
     return table
@@ -158,7 +161,6 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     variants = (*PLAIN_VARIANTS, *quantized_variants())
     table = score(variants, given.limit)
-    print(f"| {' | '.join(table[0])} |")
     milliseconds = time_steps(variants)
     base = milliseconds[BASE.name]
     for name, value in milliseconds.items():
