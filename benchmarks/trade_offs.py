@@ -107,7 +107,7 @@ def score(variants: Sequence[Variant], limit: int) -> list[dict[str, Any]]:
     processor = Janus4oProcessor.from_pretrained(ASSETS_DIR / TINY_JANUS_4O)
     tasks: tuple[Sequence[Item], ...] = (prompt_items(limit), edit_items(limit))
     base_codes: list[Tensor] = []
-    table = []
+    table: list[dict[str, Any]] = []
     for variant in variants:
         model = variant.load()
         predicted = [predict(model, processor, items) for items in tasks]
