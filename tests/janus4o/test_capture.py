@@ -222,6 +222,16 @@ def test_moved_and_cast_weights_are_captured_again(twin, model, processor, folde
     assert twin.made == 9
 
 
+def test_what_was_captured_goes_when_weights_move_and_stays_when_they_do_not(twin, model):
+    greedy(model, PROMPTS[0])
+    model.to("cpu", torch.float32)
+    assert not model._captures.is_empty
+    greedy(model, PROMPTS[0])
+    assert twin.made == 3
+    model.to(torch.bfloat16)
+    assert model._captures.is_empty
+
+
 def test_weights_changed_in_place_are_used(twin, model, processor):
     greedy(model, PROMPTS[0])
     with torch.no_grad():

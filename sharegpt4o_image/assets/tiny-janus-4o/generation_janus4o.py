@@ -417,7 +417,7 @@ class Janus4oGenerationMixin:
             raise ValueError(
                 f"prompt_tokens is {prompt_tokens} and num_branches {num_branches}; give 1 or more, and 1, 2 or 3."
             )
-        language_model, *others = self._decoding_modules()
+        language_model, *others = self._step_modules()
         if not can_be_captured(language_model, others):
             raise ValueError("The model has adapters or hooks, which cannot be captured; merge or remove them.")
 
@@ -428,8 +428,11 @@ class Janus4oGenerationMixin:
 
     def _decoding_modules(self) -> list[torch.nn.Module]:
         """What a decode step runs, its weights where they will stay."""
+        fused_layers(self.model.language_model, 1)
+        return self._step_modules()
+
+    def _step_modules(self) -> list[torch.nn.Module]:
         inner = self.model
-        fused_layers(inner.language_model, 1)
         return [inner.language_model, inner.generation_embeddings, inner.generation_aligner, inner.generation_head]
 
     def _uses_graphs(self) -> bool:
@@ -437,7 +440,7 @@ class Janus4oGenerationMixin:
             return False
         if not (self.uses_cuda_graph or self.device.type == "cuda"):
             return False
-        language_model, *others = self._decoding_modules()
+        language_model, *others = self._step_modules()
         return can_be_captured(language_model, others)
 
     def _captured_steps(self, rows: GuidanceRows, num_pictures: int, drops_branch: bool) -> CapturedSteps | None:
@@ -492,9 +495,14 @@ class Janus4oGenerationMixin:
         return steps
 
     def _apply(self, function: Any, recurse: bool = True) -> Any:
-        """Moved or cast: what was captured holds the old weights."""
-        self.release_generation()
-        return super()._apply(function, recurse)  # type: ignore[misc]  # of the model that this is mixed into
+        """As the parent's (`to`, `cuda`, `half`); what was captured with weights that move or change is let go of."""
+        apply = super()._apply  # type: ignore[misc]  # of the model that this is mixed into
+        if self._captures.is_empty:
+            return apply(function, recurse)
+        with self._captures.held(self._step_modules()):  # not while another thread draws
+            result = apply(function, recurse)
+        with self._captures.held(self._step_modules()):  # forgets what no longer holds
+            return result
 
 
 class PictureDecoder:

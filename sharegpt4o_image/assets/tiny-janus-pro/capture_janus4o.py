@@ -17,14 +17,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.utils import logging
 
 from .batching_janus4o import CacheSize
 from .decoding_janus4o import Decoder, DecodeStep, FusedLayer, PromptPrefix, aligned_mask, is_hooked
 
 # B pictures, R rows (B for each guidance branch), G prefixes, D width, V codes, E width of a head, S prefix tokens
-
-logger = logging.get_logger(__name__)
 
 PROMPT_BUCKET = 64  # prompts are padded to a multiple of this many tokens (our choice)
 STAGE = 64  # codes of a stage (our choice): the cache is read on average half a stage too far
@@ -190,9 +187,9 @@ def can_be_captured(language_model: Any, others: list[nn.Module]) -> bool:
         if len(linear) != NUM_PROJECTIONS:
             return False
     modules = [module for part in (language_model, *others) for module in part.modules()]
-    linear = [module for module in modules if isinstance(module, nn.Linear)]
-    known = all(type(module).__module__.startswith(("torch.", "transformers.")) for module in modules)
-    return known and all(type(one) is nn.Linear for one in linear) and not any(map(is_hooked, modules))
+    are_known = all(type(module).__module__.startswith(("torch.", "transformers.")) for module in modules)
+    are_plain = all(type(module) is nn.Linear for module in modules if isinstance(module, nn.Linear))
+    return are_known and are_plain and not any(is_hooked(module) for module in modules)
 
 
 class GraphPlace:
@@ -222,8 +219,10 @@ class GraphedStep:
         RuntimeError: the graph gives something else.
     """
 
-    def __init__(self, run: Callable[[], Tensor], restart: Callable[[], None], place: Any, device: torch.device):
-        if device.type != "cuda":
+    def __init__(
+        self, run: Callable[[], Tensor], restart: Callable[[], None], place: GraphPlace | None, device: torch.device
+    ):
+        if device.type != "cuda" or place is None:
             raise ValueError(f"CUDA graphs need a CUDA device, and the model is on {device}; move it with model.to().")
         with torch.cuda.device(device), _CAPTURING:
             self._capture(run, restart, place)
@@ -236,7 +235,7 @@ class GraphedStep:
         if not error < CAPTURE_TOLERANCE:
             raise RuntimeError(f"The captured step is off by {error:.2g}; set model.uses_cuda_graph = False.")
 
-    def _capture(self, run: Callable[[], Tensor], restart: Callable[[], None], place: "GraphPlace") -> None:
+    def _capture(self, run: Callable[[], Tensor], restart: Callable[[], None], place: GraphPlace) -> None:
         stream = place.stream
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -353,6 +352,11 @@ class Captures:
     def __reduce__(self) -> Any:
         """As a copied one does one that was sent to another process."""
         return Captures, ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is captured."""
+        return not self._ahead and not self._on_the_way
 
     @property
     def is_mine(self) -> bool:
