@@ -6,7 +6,8 @@ from PIL import Image
 from torch import nn
 from transformers import DynamicCache
 
-from sharegpt4o_image.janus4o.generation_janus4o import Guidance, positions_of
+from sharegpt4o_image.janus4o.generation_janus4o import positions_of
+from sharegpt4o_image.janus4o.sampling_janus4o import Guidance
 
 
 def picture(seed):

@@ -1,43 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sampling: prompt rows -> P image codes a picture, with guidance (paper section 2, upstream README functions)."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from transformers.utils import logging
 
-from .batching_janus4o import Batch, CacheSize, check_memory, free_bytes, plan_batches
-from .capture_janus4o import (
-    KEPT_SHAPES,
-    PROMPT_BUCKET,
-    CapturedSteps,
-    CaptureReport,
-    Captures,
-    FixedDecoder,
-    can_be_captured,
-    compiled_layers,
-)  # fmt: skip
-from .decoding_janus4o import CodeDecoder, LaunchedSteps, PromptPrefix, code_logits, fused_layers
+from .batching_janus4o import Batch, CacheSize, check_memory, plan_batches
+from .capture_janus4o import PROMPT_BUCKET, CapturedSteps
+from .compilation_janus4o import Janus4oCompilationMixin, evaluating
+from .decoding_janus4o import CodeDecoder, LaunchedSteps, PromptPrefix, code_logits
 from .processing_janus4o import OUTPUT_SIZES, Images, Janus4oProcessor, images_per_prompt, read_picture
+from .sampling_janus4o import CodeSampler, Generators, Guidance, sampling_warpers
 
 # B pictures, G prompts of all branches (1 to 3), R rows (the same for every picture), L prompt tokens, P image tokens,
 # D width, V codes
 
-logger = logging.get_logger(__name__)
-
 DECODE_CHUNK = 4  # pictures decoded at once, so that the decoder's feature maps do not outgrow the cache (our choice)
 
 Prompts = str | list[str]
-Generators = torch.Generator | list[torch.Generator]
 StepCallback = Callable[[int, Tensor], bool | None]
 
 
@@ -93,19 +79,14 @@ class ImageRequest:
         return [row[0].size if row else None for row in rows for _ in range(num_images_per_prompt)]
 
 
-class Janus4oGenerationMixin:
+class Janus4oGenerationMixin(Janus4oCompilationMixin):
     """`generate_image` and its steps.
 
     Args:
-        uses_cuda_graph (`bool`, *optional*): draw by decode steps that are captured as CUDA graphs, see
-            `compile_generation`. By default where the model is on a GPU; where capturing fails, a warning says so and
-            the kernels are launched one by one, as they are for models with adapters or hooks, and where memory is
-            short. `True` raises where capturing fails, `False` never captures.
         share_prompt_from (`int`): tokens from which on the pictures of a prompt read its keys and values in place;
             below, each has a copy, which is faster there (our choice, `docs/performance.md`).
     """
 
-    uses_cuda_graph: bool | None = None
     share_prompt_from: int = 256
 
     # Longer than other functions are: its signature is the interface, and each argument is described once, here.
@@ -185,7 +166,7 @@ class Janus4oGenerationMixin:
         pictures = PictureDecoder(self._decode, self.device)
         for batch in plan_batches([len(text) for text in request.prompts], num_images_per_prompt, max_batch_size):
             numbers = batch.numbers(num_images_per_prompt)
-            with torch.inference_mode(), _evaluating(self):
+            with torch.inference_mode(), evaluating(self):
                 rows = self._guidance_rows(processor, request.take(batch), guidance)
                 codes = self._sample_codes(
                     rows, len(batch.pictures), guidance, sampler.of(numbers), callback_on_step_end, progress_bar
@@ -297,7 +278,8 @@ class Janus4oGenerationMixin:
         num_branches = len(rows.branches)
         if self._uses_graphs():
             with self._captures.held(self._decoding_modules()):
-                steps = self._captured_steps(rows.pad(PROMPT_BUCKET), num_pictures, drops_branch)
+                needed = self._cache_size(rows.pad(PROMPT_BUCKET), num_pictures).captured()
+                steps = self._captured_steps(needed, num_branches, len(rows.attention_mask), drops_branch)
                 if steps is not None:
                     rows = rows.pad(steps.size.prefix_length)
                     hidden_GD, prefix = self.prefill(rows.inputs_embeds, rows.attention_mask)
@@ -352,158 +334,6 @@ class Janus4oGenerationMixin:
         hidden_RD = run(embeds_BD.repeat(num_branches, 1))
         return code_logits(self.model.generation_head, hidden_RD).to(codes_B.device)
 
-    # ------------------------------------------------------------------ CUDA graphs
-
-    def compile_generation(
-        self,
-        batch_sizes: Sequence[int] = (1,),
-        prompt_tokens: int = PROMPT_BUCKET,
-        num_branches: int = 2,
-        joins_kernels: bool = True,
-    ) -> list[CaptureReport]:
-        """Make the decode step ready for some batch sizes, as CUDA graphs; later calls use the smallest with room.
-
-        Without it, `generate_image` captures on first use and keeps the last three shapes. What is captured here
-        stays, with the memory of its keys and values, until `release_generation()`, or until the weights change or
-        move.
-
-        Args:
-            batch_sizes: pictures drawn at once. From `share_prompt_from` tokens on, pictures of one prompt.
-            prompt_tokens: of the longest prompt, with its source images; rounded up to a multiple of 64, as each
-                prompt is when it is drawn.
-            num_branches: guidance branches: 2 for drawings, and for edits with `edit_freedom=0`; 3 for other edits.
-            joins_kernels: let `torch.compile` join the layers' small kernels; takes seconds more.
-
-        Returns:
-            what was captured, with the time it took; nothing for what had been captured before.
-
-        Raises:
-            ValueError: the model is not on a GPU, has adapters, or there is no room; with the remedy.
-        """
-        self._check_compilation(batch_sizes, prompt_tokens, num_branches)
-        length = -(-prompt_tokens // PROMPT_BUCKET) * PROMPT_BUCKET
-        reports = []
-
-        def size_of(batch_size: int) -> CacheSize:
-            is_shared = batch_size > 1 and length >= self.share_prompt_from
-            return CacheSize(num_branches, length, batch_size, self.config.num_image_tokens, is_shared).captured()
-
-        with torch.inference_mode(), _evaluating(self), self._captures.held(self._decoding_modules()):
-            for batch_size in sorted(set(batch_sizes)):
-                size = size_of(batch_size)
-                if self._captures.has_ahead(size, num_branches):
-                    continue
-                check_memory(
-                    lambda number: self._captured_bytes(size_of(number), size_of(number).num_prefixes),
-                    batch_size,
-                    self.device,
-                )
-                steps = self._capture(size, num_branches, joins_kernels)
-                self._captures.add(steps, is_ahead=True)
-                reports.append(CaptureReport(batch_size, length, num_branches, steps.seconds, self._num_bytes(size)))
-        if self.uses_cuda_graph is False:
-            self.uses_cuda_graph = None
-        return reports
-
-    def release_generation(self) -> None:
-        """Let go of all captured steps and their memory."""
-        with self._captures.held([]):
-            self._captures.clear()
-
-    def _check_compilation(self, batch_sizes: Sequence[int], prompt_tokens: int, num_branches: int) -> None:
-        if not batch_sizes or min(batch_sizes) < 1:
-            raise ValueError(f"batch_sizes is {batch_sizes!r}; give one number or more, each 1 or more.")
-        if prompt_tokens < 1 or num_branches not in (1, 2, 3):
-            raise ValueError(
-                f"prompt_tokens is {prompt_tokens} and num_branches {num_branches}; give 1 or more, and 1, 2 or 3."
-            )
-        language_model, *others = self._step_modules()
-        if not can_be_captured(language_model, others):
-            raise ValueError("The model has adapters or hooks, which cannot be captured; merge or remove them.")
-
-    @property
-    def _captures(self) -> Captures:
-        captures: Captures = self.__dict__.setdefault("_generation_captures", Captures())
-        return captures
-
-    def _decoding_modules(self) -> list[torch.nn.Module]:
-        """What a decode step runs, its weights where they will stay."""
-        fused_layers(self.model.language_model, 1)
-        return self._step_modules()
-
-    def _step_modules(self) -> list[torch.nn.Module]:
-        inner = self.model
-        return [inner.language_model, inner.generation_embeddings, inner.generation_aligner, inner.generation_head]
-
-    def _uses_graphs(self) -> bool:
-        if self.uses_cuda_graph is False or self._captures.is_mine or torch.is_autocast_enabled(self.device.type):
-            return False
-        if not (self.uses_cuda_graph or self.device.type == "cuda"):
-            return False
-        language_model, *others = self._step_modules()
-        return can_be_captured(language_model, others)
-
-    def _captured_steps(self, rows: GuidanceRows, num_pictures: int, drops_branch: bool) -> CapturedSteps | None:
-        """Steps with room for these rows, captured now if there are none; `None` where capturing was not asked for
-        and does not work, or has no room."""
-        num_branches = len(rows.branches)
-        size = self._cache_size(rows, num_pictures).captured()
-        steps = self._captures.find(size, num_branches)
-        try:
-            if steps is None:
-                self._captures.make_room()
-                if not self._has_room_to_capture(size, len(rows.attention_mask)):
-                    return None
-                steps = self._capture(size, num_branches, joins_kernels=False)
-                self._captures.add(steps, is_ahead=False)
-            if drops_branch:
-                steps.capture(num_branches - 1)
-        except torch.OutOfMemoryError:
-            if self.uses_cuda_graph:
-                raise
-            logger.warning_once("There is no memory to capture the decode step, and drawing is slower.")
-            return None
-        except RuntimeError as error:
-            if self.uses_cuda_graph:
-                raise
-            logger.warning_once(f"The decode step is not captured as a CUDA graph and drawing is slower: {error}")
-            self.uses_cuda_graph = False
-            return None
-        return steps
-
-    def _has_room_to_capture(self, size: CacheSize, num_prompts: int) -> bool:
-        needed = self._captured_bytes(size, num_prompts)
-        for num_kept in (KEPT_SHAPES - 1, 0):
-            self._captures.make_room(num_kept)
-            free = free_bytes(self.device)
-            if free is None or needed <= free:
-                return True
-        return False
-
-    def _captured_bytes(self, size: CacheSize, num_prompts: int) -> int:
-        """Of keys and values; those of the prompts (of all branches) take room twice while they are read."""
-        prompts = CacheSize(num_prompts, size.prefix_length, 1, 0, False)
-        return self._num_bytes(size) + self._num_bytes(prompts)
-
-    def _capture(self, size: CacheSize, num_branches: int, joins_kernels: bool) -> CapturedSteps:
-        layers: Sequence[Any] = fused_layers(self.model.language_model, size.num_rows)
-        if joins_kernels:
-            layers = compiled_layers(layers)
-        decoder = FixedDecoder(self.model.language_model, size, layers)
-        steps = CapturedSteps(decoder, num_branches, self.decode_step)
-        steps.capture(num_branches)
-        return steps
-
-    def _apply(self, function: Any, recurse: bool = True) -> Any:
-        """As the parent's (`to`, `cuda`, `half`); what was captured with weights that move or change is let go of."""
-        apply = super()._apply  # type: ignore[misc]  # of the model that this is mixed into
-        if self._captures.is_empty:
-            return apply(function, recurse)
-        with self._captures.held(self._step_modules()):  # not while another thread draws
-            result = apply(function, recurse)
-        with self._captures.held(self._step_modules()):  # forgets what no longer holds
-            return result
-
 
 class PictureDecoder:
     """Decodes the pictures of every batch; on a GPU beside the drawing of the next one, on a stream of its own.
@@ -543,113 +373,6 @@ def positions_of(attention_mask: Tensor) -> Tensor:
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)
 
 
-@dataclass(frozen=True)
-class Guidance:
-    """How the branches' logits become one distribution (paper section 2).
-
-    With `cond` = l_c, `part` = l_o (source codes masked) and `uncond` = l_u (everything masked):
-
-        l_c' = (l_c + s' l_o) / (1 + s')
-        l    = l_u + s (l_c' - l_u)
-    """
-
-    scale: float  # s
-    edit_freedom: float  # s'
-    until: float = 1.0  # share of the codes that are guided
-
-    def __post_init__(self) -> None:
-        if not 0 < self.until <= 1:
-            raise ValueError(f"guidance_until is {self.until}; it must be above 0 and at most 1.")
-        for name, value in (("guidance_scale", self.scale), ("edit_freedom", self.edit_freedom)):
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} is {value}; it must be 0 or more.")
-
-    def guide(self, logits: dict[str, Tensor]) -> Tensor:
-        """Logits (B, V) of each branch -> guided logits (B, V)."""
-        if "cond" not in logits:
-            return logits["uncond"]
-        conditional = logits["cond"]
-        if "part" in logits:
-            conditional = (conditional + self.edit_freedom * logits["part"]) / (1 + self.edit_freedom)
-        if "uncond" not in logits:
-            return conditional
-        return logits["uncond"] + self.scale * (conditional - logits["uncond"])
-
-    def num_guided(self, branches: tuple[str, ...], num_codes: int) -> int:
-        """How many codes are drawn with all branches; the later ones do without `uncond`."""
-        has_rest = branches[0] == "cond" and branches[-1] == "uncond"
-        return math.ceil(self.until * num_codes) if has_rest else num_codes
-
-
-class CodeSampler:
-    """Draws one code a picture from guided logits, each picture from its own random generator."""
-
-    def __init__(
-        self,
-        num_pictures: int,
-        warpers: LogitsProcessorList | None,
-        generator: Generators | None,
-        device: torch.device,
-    ):
-        self._warpers = warpers
-        given = [generator] if isinstance(generator, torch.Generator) else generator
-        if given is not None and not all(isinstance(one, torch.Generator) for one in _as_list(given)):
-            raise ValueError("generator is no torch.Generator; give torch.Generator().manual_seed(seed), or a list.")
-        if given is not None and len(given) not in (1, num_pictures):
-            raise ValueError(f"Got {len(given)} generators for {num_pictures} pictures; give one, or one for each.")
-        self._generators = _picture_generators(given, num_pictures, device)
-
-    def of(self, pictures: list[int]) -> "CodeSampler":
-        """The sampler of some of the pictures; each keeps its generator."""
-        part = copy(self)
-        part._generators = [self._generators[number] for number in pictures]
-        return part
-
-    def sample_token(self, logits_BV: Tensor) -> Tensor:
-        """Codes (B,): the most likely ones without sampling, else one draw from each row's softmax."""
-        if self._warpers is None:
-            return logits_BV.argmax(-1)
-        probabilities_BV = self._warpers(None, logits_BV).softmax(-1)
-        # argmax p / e with e ~ Exp(1) draws from p, and each row needs only its own generator.
-        noise_BV = torch.stack([torch.empty_like(logits_BV[0]).exponential_(generator=g) for g in self._generators])
-        return (probabilities_BV / noise_BV).argmax(-1)
-
-
-def _picture_generators(
-    given: list[torch.Generator] | None, num_pictures: int, device: torch.device
-) -> list[torch.Generator]:
-    """One generator a picture on `device`, seeded by draws from the given ones (or from torch's default)."""
-    if given is None or len(given) == 1:
-        source = given[0] if given else None
-        seeds = [_draw_seed(source) for _ in range(num_pictures)]
-    else:
-        seeds = [_draw_seed(source) for source in given]
-    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
-
-
-def _draw_seed(generator: torch.Generator | None) -> int:
-    device = generator.device if generator is not None else "cpu"
-    return int(torch.randint(2**62, (), generator=generator, device=device))
-
-
-def sampling_warpers(temperature: float, top_k: int | None, top_p: float | None) -> LogitsProcessorList:
-    """transformers' own warpers, in its order; none of them unless asked for."""
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature is {temperature}; it must be above 0 (do_sample=False takes the likeliest).")
-    if top_k is not None and top_k < 0:
-        raise ValueError(f"top_k is {top_k}; it must be 1 or more (0 or None: among all codes).")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p}; it must be above 0 and at most 1.")
-    warpers = LogitsProcessorList()
-    if temperature != 1:
-        warpers.append(TemperatureLogitsWarper(float(temperature)))
-    if top_k:
-        warpers.append(TopKLogitsWarper(top_k))
-    if top_p is not None and top_p < 1:
-        warpers.append(TopPLogitsWarper(top_p))
-    return warpers
-
-
 def _checked_prompts(prompt: Prompts, num_images_per_prompt: int) -> list[str]:
     if not isinstance(prompt, str | list | tuple):
         raise ValueError(f"prompt is a {type(prompt).__name__}; give a string or a list of strings.")
@@ -671,10 +394,6 @@ def _one_for_each(negative_prompt: Prompts, num_prompts: int) -> list[str]:
     return list(negative_prompt)
 
 
-def _as_list(value: object) -> list[object]:
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
 def _stack_codes(drawn: dict[int, Tensor]) -> Tensor:
     """Codes by picture number -> (B, n)."""
     lengths = sorted({len(codes) for codes in drawn.values()})
@@ -683,17 +402,6 @@ def _stack_codes(drawn: dict[int, Tensor]) -> Tensor:
             f"The callback stopped batches after {lengths[0]} and {lengths[-1]} codes; stop all at the same step."
         )
     return torch.stack([drawn[number] for number in range(len(drawn))])
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while: with gradient checkpointing, a training model keeps no cache."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _pad_left(rows: Tensor, length: int) -> Tensor:

@@ -21,6 +21,7 @@ from sharegpt4o_image.janus4o import (
     Janus4oProcessor,
     batching_janus4o,
     capture_janus4o,
+    compilation_janus4o,
     generation_janus4o,
 )
 from sharegpt4o_image.janus4o.batching_janus4o import CacheSize
@@ -148,7 +149,8 @@ def test_a_capture_of_a_shared_prompt_serves_fewer_pictures(twin, model, process
 
 
 def test_a_longer_capture_serves_shorter_prompts(twin, model, processor, monkeypatch):
-    monkeypatch.setattr(generation_janus4o, "PROMPT_BUCKET", 8)
+    for module in (compilation_janus4o, generation_janus4o):
+        monkeypatch.setattr(module, "PROMPT_BUCKET", 8)
     model.compile_generation([1], prompt_tokens=40, joins_kernels=False)
     for prompt in PROMPTS:
         assert torch.equal(greedy(model, prompt), oracle(model, processor, [prompt]))
@@ -180,7 +182,7 @@ def test_the_last_shapes_captured_on_the_way_are_kept(twin, model):
 def test_what_has_no_room_is_drawn_without_a_capture(twin, model, processor, monkeypatch):
     size = CacheSize(2, 64, 1, model.config.num_image_tokens, False)
     free = size.num_bytes(model.config.text_config, 4)
-    for module in (batching_janus4o, generation_janus4o):
+    for module in (batching_janus4o, compilation_janus4o):
         monkeypatch.setattr(module, "free_bytes", lambda device: free)
     assert torch.equal(greedy(model, PROMPTS[0]), oracle(model, processor, PROMPTS[:1]))
     assert twin.made == 0

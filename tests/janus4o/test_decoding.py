@@ -17,7 +17,8 @@ from transformers import TorchAoConfig
 from sharegpt4o_image.checkpoints import TINY_JANUS_4O, load_checkpoint
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor, decoding_janus4o
 from sharegpt4o_image.janus4o.decoding_janus4o import attend, join_weights
-from sharegpt4o_image.janus4o.generation_janus4o import Guidance, ImageRequest
+from sharegpt4o_image.janus4o.generation_janus4o import ImageRequest
+from sharegpt4o_image.janus4o.sampling_janus4o import Guidance
 
 PROMPTS = ["a red circle", "a very large blue star on a gray background", "a heart"]
 

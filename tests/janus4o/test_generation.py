@@ -14,7 +14,7 @@ from scipy.stats import chisquare
 from small_checkpoints import save_ours, small_model, small_processor
 
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
-from sharegpt4o_image.janus4o.generation_janus4o import Guidance
+from sharegpt4o_image.janus4o.sampling_janus4o import Guidance
 
 NUM_CODES = 64
 PROMPTS = [f"a {color} {shape}" for color in ("red", "blue") for shape in ("circle", "star", "heart", "big square")]

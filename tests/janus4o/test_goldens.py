@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from sharegpt4o_image.builders.converter import convert
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
-from sharegpt4o_image.janus4o.generation_janus4o import Guidance
 from sharegpt4o_image.janus4o.modeling_janus4o import IGNORED_CODE
+from sharegpt4o_image.janus4o.sampling_janus4o import Guidance
 
 GOLDENS = Path(__file__).parents[3] / "shared" / "goldens" / "tiny_deepseek"
 
