@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from sharegpt4o_image.offline_teacher.files import FileStore
 from sharegpt4o_image.offline_teacher.pictures import (
     DEFAULT_SIDE,
     MAX_SIDE,
@@ -16,6 +17,7 @@ from sharegpt4o_image.offline_teacher.pictures import (
     encode,
     open_picture,
     paint,
+    read_data_url,
     repaint,
     resize,
 )
@@ -110,8 +112,31 @@ def generate_images(body: Mapping[str, Any]) -> dict[str, Any]:
     return _answer(body, lambda index: paint(prompt, index, side), prompt, [])
 
 
+def read_json_edit(body: Mapping[str, Any], files: FileStore) -> tuple[dict[str, Any], list[bytes], bytes | None]:
+    """The fields, the pictures and the mask of an edit that came as JSON instead of a form."""
+    references = body.get("images")
+    if not references:
+        raise ApiError("Missing required parameter: 'images'.", param="images", code="missing_required_parameter")
+    if not isinstance(references, list):
+        raise ApiError("Invalid type for 'images': expected an array.", param="images", code="invalid_type")
+    fields = {name: value for name, value in body.items() if name not in ("images", "mask")}
+    pictures = [_fetch(reference, f"images[{number}]", files) for number, reference in enumerate(references)]
+    return fields, pictures, _fetch(body["mask"], "mask", files) if body.get("mask") is not None else None
+
+
+def _fetch(reference: Any, where: str, files: FileStore) -> bytes:
+    """The bytes behind `{"image_url": "data:..."}` or `{"file_id": "..."}`."""
+    match reference:
+        case {"file_id": str(file_id)} if len(reference) == 1:
+            return files.find(file_id, f"{where}.file_id").data
+        case {"image_url": str(url)} if len(reference) == 1:
+            return read_data_url(url, f"{where}.image_url")
+    message = f"Invalid value for '{where}': expected an object with either 'image_url' or 'file_id'."
+    raise ApiError(message, param=where, code="invalid_value")
+
+
 def edit_images(fields: Mapping[str, Any], pictures: list[bytes], mask: bytes | None) -> dict[str, Any]:
-    """Answer `POST /v1/images/edits`; `fields` are the form's fields other than its files."""
+    """Answer `POST /v1/images/edits`; `fields` are those other than the pictures and the mask."""
     check_fields(fields, _EDIT_FIELDS)
     check_model(fields, IMAGE_MODEL)
     prompt = read_text(fields, "prompt", MAX_PROMPT_LENGTH)

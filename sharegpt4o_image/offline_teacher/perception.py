@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from sharegpt4o_image.offline_teacher.layout import place_object
-from sharegpt4o_image.offline_teacher.renderer import OUTLINES, STRIPE_SHADE, light_map, shape_mask
+from sharegpt4o_image.offline_teacher.renderer import OUTLINES, STRIPE_SHADE, light_map, render, shape_mask
 from sharegpt4o_image.offline_teacher.scene import (
     BACKGROUND_COLORS,
     CELLS,
@@ -27,6 +27,7 @@ from sharegpt4o_image.offline_teacher.scene import (
 
 WORKING_SIZE = 128  # every picture is looked at with this side, in pixels
 _GLANCE_SIZE = 32  # lighting and background are guessed at this side
+_MISFIT_SIZE = 64  # a picture and a drawing of it are compared at this side
 _FOREGROUND_DISTANCE = 40.0  # RGB distance from the background at which a pixel belongs to an object
 _MIN_AREA = 90  # pixels of the smallest thing that counts as an object (a small star has about 400)
 _TEMPLATE_SIDE = 48  # shapes are compared at this size
@@ -98,6 +99,13 @@ def perceive(image: Image.Image) -> Perception:
     found = [_detect(albedo, labels == label, background) for label in range(1, num_labels + 1)]
     objects = sorted((o for o in found if o), key=lambda o: -(o.box[2] - o.box[0]) * (o.box[3] - o.box[1]))
     return Perception(tuple(objects), background, lighting)
+
+
+def measure_misfit(image: Image.Image, scene: Scene) -> float:
+    """How far `image` is from a drawing of `scene`: mean absolute error of 255."""
+    rgb = image.convert("RGB").resize((_MISFIT_SIZE, _MISFIT_SIZE), Image.Resampling.BOX)
+    drawn = np.asarray(render(scene, _MISFIT_SIZE), dtype=np.float32)
+    return float(np.abs(np.asarray(rgb, dtype=np.float32) - drawn).mean())
 
 
 def _distance(pixels: np.ndarray, color: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 """The parts of OpenAI's protocol that every route shares: error bodies, checked fields, models and token counts."""
 
 import hashlib
+import json
 import math
 import random
 import time
@@ -20,7 +21,7 @@ _PIXELS_PER_IMAGE_TOKEN = 256  # one token for 16 x 16 pixels
 
 
 class ApiError(Exception):
-    """An error answer: the body's fields and the HTTP status."""
+    """An error answer: the body's fields, the HTTP status and headers of its own."""
 
     def __init__(
         self,
@@ -30,14 +31,26 @@ class ApiError(Exception):
         code: str | None = None,
         status: int = 400,
         kind: str = "invalid_request_error",
+        headers: Mapping[str, str] | None = None,
     ):
         super().__init__(message)
         self.message, self.param, self.code, self.status, self.kind = message, param, code, status, kind
+        self.headers = headers or {}
 
     @property
     def body(self) -> dict[str, Any]:
         """The error as OpenAI writes it."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+SERVER_ERROR = ApiError("The server had an error while processing your request.", status=500, kind="server_error")
+
+
+def as_refusal(error: Exception) -> ApiError | None:
+    """The error answer for what the request is to blame for; `None` for a fault of the teacher itself."""
+    if isinstance(error, UnicodeEncodeError):  # JSON may carry half a surrogate pair, which is no character
+        return ApiError("The text of your request is not valid Unicode.")
+    return error if isinstance(error, ApiError) else None
 
 
 def model_card(model: str) -> dict[str, Any]:
@@ -59,6 +72,21 @@ def model_card(model: str) -> dict[str, Any]:
         "owned_by": "sharegpt4o-image",
         "shutdown_date": None,
     }
+
+
+def parse_json(data: bytes) -> Any:
+    """The JSON value in a body.
+
+    Raises [`ApiError`] 400 for anything else, and for JSON that is nested too deeply to be read.
+    """
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        return json.loads(data, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise ApiError("We could not parse the JSON body of your request.") from error
 
 
 def check_fields(body: Mapping[str, Any], known: Collection[str]) -> None:
@@ -108,15 +136,17 @@ def read_integer(body: Mapping[str, Any], name: str, default: int, low: int, hig
     return value
 
 
-def read_choice(body: Mapping[str, Any], name: str, default: str, choices: Collection[str]) -> str:
-    """An optional word out of `choices`."""
+def read_choice(body: Mapping[str, Any], name: str, default: str | None, choices: Collection[str]) -> str:
+    """A word out of `choices`; without a `default` it is required."""
     value = body.get(name)
     if value is None:
-        return default
-    if value not in choices:
+        value = default
+    if value is None:
+        raise ApiError(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+    if not isinstance(value, str) or value not in choices:
         names = ", ".join(f"'{choice}'" for choice in choices)
         raise ApiError(f"Invalid value: '{value}'. Supported values are: {names}.", param=name, code="invalid_value")
-    return str(value)
+    return value
 
 
 def count_text_tokens(text: str) -> int:

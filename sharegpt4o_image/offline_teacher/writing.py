@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text and pictures -> text: the writer behind the chat API, which knows nothing of HTTP.
 
-It looks for a JSON object in the message. One with `edit_task` asks for an edit instruction, one with `objects` for an
-image prompt; anything else is answered with a description of the picture or of what the text names.
+It looks for a JSON object in the message. One with `judge` asks for a score, one with `edit_task` for an edit
+instruction, one with `document_type` for the text of a document (or, where it holds that text, for a prompt that lays
+it out), and one with `objects` for an image prompt. Anything else is answered with a description of the picture or of
+what the text names.
 """
 
 import json
@@ -10,7 +12,10 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sharegpt4o_image.offline_teacher.borrowing import write_borrowing
+from sharegpt4o_image.offline_teacher.documents import write_content, write_layout
 from sharegpt4o_image.offline_teacher.editing import EditRequest, describe_edit, matches, random_edit
+from sharegpt4o_image.offline_teacher.judging import judge_edit, judge_picture
 from sharegpt4o_image.offline_teacher.language import (
     describe,
     find_background,
@@ -22,7 +27,9 @@ from sharegpt4o_image.offline_teacher.language import (
     without_defaults,
 )
 from sharegpt4o_image.offline_teacher.layout import MAX_OBJECTS, compose
-from sharegpt4o_image.offline_teacher.pictures import SourcePicture, see
+from sharegpt4o_image.offline_teacher.photo_edits import choose_photo_edit, describe_photo_edit
+from sharegpt4o_image.offline_teacher.photos import describe_photo
+from sharegpt4o_image.offline_teacher.pictures import SourcePicture, is_photo, see
 from sharegpt4o_image.offline_teacher.protocol import dice_for
 from sharegpt4o_image.offline_teacher.scene import PLACES, RELATIONS, ObjectRequest, Scene, SceneRequest
 
@@ -53,11 +60,18 @@ def write(text: str, pictures: list[SourcePicture], index: int) -> WrittenText:
     """The `index`-th answer to a message."""
     dice = dice_for("write", text, *(picture.digest for picture in pictures), index)
     task = find_json(text)
+    if "judge" in task:
+        return _write_judgement(task, pictures)
     if "edit_task" in task:
         return _write_instruction(task, pictures, dice)
+    if task.get("document_type"):
+        return _write_document(task, dice)
     if "objects" in task:
         prompt = describe(request_for_topic(task), dice)
         return WrittenText(prompt, {"prompt": prompt})
+    if pictures and is_photo(pictures[0]):
+        description = describe_photo(pictures[0].image)
+        return WrittenText(description, {"prompt": description})
     request = _as_request(see(pictures[0])) if pictures else parse_request(text)
     if len(request.objects) < 2:
         request = replace(request, objects=request.objects or (ObjectRequest("circle"),), relation=None)
@@ -72,7 +86,7 @@ def find_json(text: str) -> dict[str, Any]:
     while start >= 0:
         try:
             found, _ = decoder.raw_decode(text, start)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             found = None
         if isinstance(found, dict):
             return found
@@ -91,7 +105,8 @@ def _words(topic: dict[str, Any], name: str) -> str:
 def request_for_topic(topic: dict[str, Any]) -> SceneRequest:
     """The scene that a topic's attributes ask for; equal objects are counted, unknown words ignored."""
     counts: dict[ObjectRequest, int] = {}
-    for name in topic.get("objects") or []:
+    names = topic.get("objects")
+    for name in names if isinstance(names, list) else []:
         for item in find_objects(normalize(str(name))):
             counts[item] = counts.get(item, 0) + item.count
     objects = tuple(replace(item, count=min(count, MAX_OBJECTS)) for item, count in counts.items())
@@ -123,15 +138,41 @@ def _as_request(scene: Scene) -> SceneRequest:
     return SceneRequest(objects, None, scene.background, scene.style, scene.lighting)
 
 
+def _write_document(task: dict[str, Any], dice: random.Random) -> WrittenText:
+    """The text of a document, or the prompt for a document whose text is there."""
+    if task.get("title") or task.get("content"):
+        prompt = write_layout(task, dice)
+        return WrittenText(prompt, {"prompt": prompt})
+    content = write_content(task, dice)
+    return WrittenText("\n".join(content.values()), {**content})
+
+
+def _write_judgement(task: dict[str, Any], pictures: list[SourcePicture]) -> WrittenText:
+    """The score of the last picture."""
+    if task["judge"] == "text_and_image_to_image":
+        verdict = judge_edit(str(task.get("instruction") or ""), pictures)
+    else:
+        verdict = judge_picture(str(task.get("prompt") or ""), pictures)
+    return WrittenText(f"{verdict.score} of 10: {verdict.reason}", {"score": verdict.score, "reason": verdict.reason})
+
+
 # --------------------------------------------------------------------------- edit instructions
 
 
 def _write_instruction(task: dict[str, Any], pictures: list[SourcePicture], dice: random.Random) -> WrittenText:
     """An instruction of the kind asked for; empty when the picture allows none."""
-    scene = see(pictures[0]) if pictures else compose(parse_request(_words(task, "source_prompt")), dice)
-    edit = _choose_edit(scene, TASK_ABILITIES.get(_words(task, "edit_task"), ()), dice)
-    instruction = describe_edit(edit, dice) if edit else ""
-    return WrittenText(instruction, {"instruction": instruction, "is_applicable": edit is not None})
+    name = _words(task, "edit_task")
+    if any(map(is_photo, pictures)):
+        photo_edit = choose_photo_edit(pictures[0].image, name, len(pictures), dice)
+        instruction = describe_photo_edit(photo_edit, dice) if photo_edit else ""
+    elif len(pictures) > 1:
+        scene, *others = map(see, pictures)
+        instruction = write_borrowing(name, scene, others, dice) or ""
+    else:
+        scene = see(pictures[0]) if pictures else compose(parse_request(_words(task, "source_prompt")), dice)
+        edit = _choose_edit(scene, TASK_ABILITIES.get(name, ()), dice)
+        instruction = describe_edit(edit, dice) if edit else ""
+    return WrittenText(instruction, {"instruction": instruction, "is_applicable": instruction != ""})
 
 
 def _choose_edit(scene: Scene, abilities: tuple[str, ...], dice: random.Random) -> EditRequest | None:

@@ -1,29 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The offline teacher through the client that also reaches real teachers."""
 
-import asyncio
-import base64
-import io
 import json
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx2
 import openai
 import pytest
+from openai.types import ImagesResponse
 from PIL import Image
-from starlette.types import ASGIApp
+from teacher_client import ask, chat, data_url, edit, generate, json_format, opened, png, refusal, scene
 
-from sharegpt4o_image.offline_teacher.app import create_app
 from sharegpt4o_image.offline_teacher.perception import perceive
 from sharegpt4o_image.offline_teacher.protocol import CHAT_MODEL, IMAGE_MODEL, MAX_BODY_BYTES
 from sharegpt4o_image.offline_teacher.renderer import render
-from sharegpt4o_image.offline_teacher.scene import Scene, SceneObject
-
-Result = TypeVar("Result")
 
 PROMPT_SCHEMA = {
     "type": "object",
@@ -31,71 +24,6 @@ PROMPT_SCHEMA = {
     "required": ["prompt"],
     "additionalProperties": False,
 }
-
-
-def ask(question: Callable[[openai.AsyncOpenAI], Awaitable[Result]], app: ASGIApp | None = None) -> Result:
-    """The answer to one question, by a client of its own."""
-
-    async def talk() -> Result:
-        transport = httpx2.ASGITransport(app=app or create_app(), raise_app_exceptions=False)
-        http_client = httpx2.AsyncClient(transport=transport)
-        async with openai.AsyncOpenAI(
-            base_url="http://teacher/v1", api_key="none", max_retries=0, http_client=http_client
-        ) as client:
-            return await question(client)
-
-    return asyncio.run(talk())
-
-
-def refusal(question: Callable[[openai.AsyncOpenAI], Awaitable[Any]]) -> openai.APIStatusError:
-    """The error that a question is answered with."""
-    with pytest.raises(openai.APIStatusError) as caught:
-        ask(question)
-    assert caught.value.request_id is not None
-    assert set(caught.value.response.json()["error"]) == {"message", "type", "param", "code"}
-    return caught.value
-
-
-def generate(prompt: str, **params: Any) -> list[Image.Image]:
-    response = ask(lambda client: client.images.generate(model=IMAGE_MODEL, prompt=prompt, **params))
-    return [opened(image.b64_json) for image in response.data or []]
-
-
-def edit(sources: Any, prompt: str, **params: Any) -> Image.Image:
-    response = ask(lambda client: client.images.edit(model=IMAGE_MODEL, image=sources, prompt=prompt, **params))
-    assert response.data is not None
-    return opened(response.data[0].b64_json)
-
-
-def opened(encoded: str | None) -> Image.Image:
-    assert encoded is not None
-    image = Image.open(io.BytesIO(base64.b64decode(encoded)))
-    image.load()
-    return image
-
-
-def png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def scene(*objects: tuple[str, str, float, float], background: str = "gray") -> Scene:
-    return Scene(background, tuple(SceneObject(shape, color, "small", x, y) for color, shape, x, y in objects))
-
-
-def chat(content: Any, **params: Any) -> str:
-    response = ask(
-        lambda client: client.chat.completions.create(
-            model=CHAT_MODEL, messages=[{"role": "user", "content": content}], **params
-        )
-    )
-    assert response.choices[0].message.content is not None
-    return response.choices[0].message.content
-
-
-def json_format(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": "reply", "schema": schema, "strict": True}}
 
 
 # --------------------------------------------------------------------------- models
@@ -186,10 +114,22 @@ def test_bad_generation_is_a_400(params: dict[str, Any], param: str, code: str) 
     assert (error.status_code, error.type, error.param, error.code) == (400, "invalid_request_error", param, code)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff"])
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff", b'{"n": NaN}', b'{"a":' * 100_000])
 def test_body_that_is_no_json_object(body: bytes) -> None:
     error = refusal(lambda client: client.post("/images/generations", cast_to=httpx2.Response, content=body))
     assert error.status_code == 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model": "offline-writer-1", "messages": [{"role": "user", "content": "\\ud800"}]}',
+        b'{"model": "\\ud800", "messages": []}',
+    ],
+)
+def test_half_a_surrogate_pair_is_no_text(body: bytes) -> None:
+    error = refusal(lambda client: client.post("/chat/completions", cast_to=httpx2.Response, content=body))
+    assert error.status_code in (400, 404)
 
 
 def test_too_large_a_body_is_a_413() -> None:
@@ -279,7 +219,49 @@ def test_edit_without_image_or_form() -> None:
     )
     assert error.param == "markup"
     error = refusal(lambda c: c.post("/images/edits", cast_to=httpx2.Response, body=fields))
-    assert "multipart/form-data" in str(error)
+    assert (error.code, error.param) == ("missing_required_parameter", "images")
+
+
+# --------------------------------------------------------------------------- edits as JSON
+
+
+def edit_json(**body: Any) -> ImagesResponse:
+    request = {"model": IMAGE_MODEL, "prompt": "make the red circle green", **body}
+    return ask(lambda client: client.post("/images/edits", cast_to=ImagesResponse, body=request))
+
+
+def url_of(image: Image.Image) -> str:
+    return str(data_url(image)["image_url"]["url"])
+
+
+def test_edit_as_json_is_the_edit_as_a_form() -> None:
+    source = render(scene(("red", "circle", 0.25, 0.5), ("blue", "star", 0.75, 0.5)), 128)
+    mask = Image.new("RGBA", source.size, (0, 0, 0, 0))
+    answer = edit_json(images=[{"image_url": url_of(source)}], mask={"image_url": url_of(mask)}, size="64x64")
+    by_form = edit(png(source), "make the red circle green", mask=png(mask), size="64x64")
+    assert opened(answer.data[0].b64_json).tobytes() == by_form.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "images"),
+        ({"images": "x"}, "images"),
+        ({"images": [3]}, "images[0]"),
+        ({"images": [{}]}, "images[0]"),
+        ({"images": [{"image_url": "data:image/png;base64,AAAA", "file_id": "file-1"}]}, "images[0]"),
+        ({"images": [{"image_url": "https://example.com/a.png"}]}, "images[0].image_url"),
+        ({"images": [{"image_url": "data:image/png;base64,é"}]}, "images[0].image_url"),
+        ({"images": [{"image_url": "data:image/png;base64,AAAA"}]}, "image"),
+        ({"images": [{"file_id": "file-1"}]}, "images[0].file_id"),
+        ({"images": [{"image_url": "data:image/png;base64,AAAA"}], "mask": []}, "mask"),
+        ({"images": [{"image_url": "data:image/png;base64,AAAA"}], "image": "x"}, "image"),
+    ],
+)
+def test_bad_edit_as_json(body: dict[str, Any], param: str) -> None:
+    request = {"model": IMAGE_MODEL, "prompt": "make it navy", **body}
+    error = refusal(lambda client: client.post("/images/edits", cast_to=httpx2.Response, body=request))
+    assert (error.status_code, error.param) == (404 if param.endswith("file_id") else 400, param)
 
 
 # --------------------------------------------------------------------------- chat
@@ -308,11 +290,6 @@ def test_topic_words_reach_the_picture() -> None:
     assert (item.color, item.shape, item.size) == ("cyan", "heart", "large")
     assert max(item.x, item.y) <= 0.5
     assert (seen.style, seen.lighting, seen.background) == ("outline", "warm light", "black")
-
-
-def data_url(image: Image.Image) -> dict[str, Any]:
-    url = f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
-    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def test_instruction_is_about_what_the_picture_shows() -> None:
@@ -346,6 +323,24 @@ def test_plain_text_and_other_schemas() -> None:
     text = chat([{"type": "text", "text": "Describe it."}, data_url(picture)], response_format=json_format(schema))
     assert json.loads(text) == {"color": "orange", "parts": [{"count": 1}]}
     assert "text" in json.loads(chat("a red circle", response_format={"type": "json_object"}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"objects": 3}',
+        '{"objects": [null, {}]}',
+        '{"edit_task": []}',
+        '{"judge": null}',
+        '{"document_type": {}}',
+        '{"a":' * 2000 + '{"objects": ["red circle"]}',
+    ],
+)
+def test_odd_tasks_are_answered(text: str) -> None:
+    response = ask(
+        lambda client: client.chat.completions.create(model=CHAT_MODEL, messages=[{"role": "user", "content": text}])
+    )
+    assert response.choices[0].finish_reason == "stop"
 
 
 def test_chat_usage_and_length_limit() -> None:
