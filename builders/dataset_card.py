@@ -17,7 +17,7 @@ from datasets.info import DatasetInfosDict
 from datasets.splits import SplitDict
 from huggingface_hub import DatasetCardData
 
-from sharegpt4o_image.schema import Record, published_features
+from sharegpt4o_image.schema import Record, RejectedRecord, published_features
 
 TEMPLATE = Path(__file__).with_name("dataset_card.md")
 MARKER = "<!-- written by `sharegpt4o-image pack`"  # how a later run knows the folder as its own
@@ -65,6 +65,7 @@ COLUMNS = {
     "created_at": "when the picture was made",
     "origin": "`synthesized`, or `upstream_release` for a row of the original ShareGPT-4o-Image",
     "license": "licence of the row",
+    "reject_reason": "why a quality gate refused the picture",
 }
 
 
@@ -82,6 +83,7 @@ class ConfigCounts:
 class CardCounts:
     """What the card states, counted row by row while packing."""
 
+    row: type[Record] = Record
     configs: dict[str, ConfigCounts] = field(default_factory=dict)
     values: dict[str, Counter[str]] = field(default_factory=lambda: {column: Counter() for column in COUNTED})
     cost_usd: float = 0.0
@@ -120,10 +122,10 @@ def render_card(title: str, counts: CardCounts) -> str:
             ("Configuration", "Rows", "Files", "Size"),
             ((f"`{name}`", c.num_rows, c.num_shards, f"{c.file_bytes / 1e6:,.2f} MB") for name, c in configs.items()),
         ),
-        rejections=_rejections(counts.rejections),
+        rejections=_rejections(counts),
         provenance_tables=_provenance(counts),
         cost_and_dates=_cost_and_dates(counts),
-        columns_table=_columns_table(published_features()),
+        columns_table=_columns_table(published_features(counts.row)),
         license_note=_license_note(counts),
     )
 
@@ -133,7 +135,7 @@ _ASKED_FOR = {"text_to_image": "it", "text_and_image_to_image": "the change to a
 
 
 def _metadata(title: str, counts: CardCounts) -> str:
-    features = published_features()
+    features = published_features(counts.row)
     licenses = counts.values["license"]
     is_one_license = len(licenses) == 1 and licenses.total() == counts.num_rows
     card = DatasetCardData(
@@ -189,11 +191,16 @@ def _cell(value: Any) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _rejections(rejections: Counter[str]) -> str:
-    if not rejections:
+def _rejections(counts: CardCounts) -> str:
+    if counts.row is RejectedRecord:
+        return (
+            "**Every row here is a negative**: a quality gate of the pipeline refused its picture, and "
+            "`reject_reason` says why. The rows that passed are published elsewhere."
+        )
+    if not counts.rejections:
         return "No row was kept out."
-    total = sum(rejections.values())
-    reasons = _table(("Reason", "Rows"), rejections.most_common(20))
+    reasons = _table(("Reason", "Rows"), counts.rejections.most_common(20))
+    total = counts.rejections.total()
     return f"Kept out: {total:,}. `rejections.parquet` lists each record with its reason.\n\n{reasons}"
 
 

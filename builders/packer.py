@@ -72,6 +72,7 @@ def pack(
     records: Iterable[Record],
     out_dir: Path,
     *,
+    row: type[Record] = Record,
     shard_bytes: int = SHARD_BYTES,
     row_group_bytes: int = ROW_GROUP_BYTES,
 ) -> PackSummary:
@@ -88,6 +89,8 @@ def pack(
             The rows, of both tasks and in any order; pictures are stored byte for byte as they are given.
         out_dir (`Path`):
             An absent or empty folder, or one that `pack` wrote.
+        row (type, *optional*, defaults to `Record`):
+            What the records are; `RejectedRecord` for a set of negatives, whose card says so.
         shard_bytes (`int`, *optional*, defaults to 500 MiB):
             A Parquet file is closed when its rows hold this much.
         row_group_bytes (`int`, *optional*, defaults to 32 MiB):
@@ -96,14 +99,16 @@ def pack(
     target = out_dir.resolve()
     _refuse_foreign(target)
     with staged_folder(target) as folder:
-        counts = _write_rows(records, folder, shard_bytes, row_group_bytes)
+        counts = _write_rows(records, row, folder, shard_bytes, row_group_bytes)
         (folder / "README.md").write_text(render_card(target.name, counts), encoding="utf-8")
     return PackSummary(out_dir, counts.configs, counts.rejections)
 
 
-def _write_rows(records: Iterable[Record], folder: Path, shard_bytes: int, row_group_bytes: int) -> CardCounts:
-    features = published_features()
-    counts = CardCounts()
+def _write_rows(
+    records: Iterable[Record], row: type[Record], folder: Path, shard_bytes: int, row_group_bytes: int
+) -> CardCounts:
+    features = published_features(row)
+    counts = CardCounts(row)
     writers: dict[str, ShardedParquet] = {}
     rejected = _Rejections(folder / REJECTIONS, counts.rejections)
     seen: set[str] = set()

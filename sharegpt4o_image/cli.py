@@ -3,11 +3,14 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sharegpt4o_image.errors import UserError
+
+if TYPE_CHECKING:
+    from sharegpt4o_image.synthesis.config import SynthesisConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,7 +26,9 @@ app = typer.Typer(
     ),
 )
 
-_EXTRA_OF = {"trl": "train", "accelerate": "train", "peft": "train", "scipy": "evaluate"}
+PAPER_TOPICS, PAPER_EDITS = 45_717, 46_539  # rows of the released data set
+
+_EXTRA_OF = {"trl": "train", "accelerate": "train", "peft": "train", "matplotlib": "evaluate"}
 
 EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
 
@@ -65,10 +70,15 @@ def synthesize(
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="YAML file; without it, the offline teacher draws scenes.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Number of text-to-image topics, and of edits.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Number of samples of each pipeline.")] = None,
     base_url: Annotated[
         str | None, typer.Option(help="OpenAI-compatible endpoint; its key is read from OPENAI_API_KEY.")
     ] = None,
+    budget: Annotated[
+        float | None, typer.Option(min=0, help="Most US dollars that the run may cost, all its invocations together.")
+    ] = None,
+    batch: Annotated[bool, typer.Option("--batch", help="Order pictures by Batch API, at half the price.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan; ask and write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Let a teacher write prompts, make pictures and edit them; every answer is kept in RUN.
@@ -79,23 +89,126 @@ def synthesize(
     from sharegpt4o_image.synthesis.progress import show_progress
     from sharegpt4o_image.synthesis.run import synthesize
 
+    loaded = load_config(config, base_url=base_url)
+    if dry_run:
+        _print_plan(loaded.with_limit(limit), run_dir, as_json)
+        return
     with show_progress() as on_progress:
-        summary = synthesize(run_dir, load_config(config, base_url=base_url), limit=limit, on_progress=on_progress)
+        summary = synthesize(
+            run_dir, loaded, limit=limit, budget_usd=budget, uses_batches=batch, on_progress=on_progress
+        )
     print(summary.to_json() if as_json else summary.to_text())
     if summary.is_interrupted:
         sys.exit(EXIT_INTERRUPTED)
 
 
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file; without it, the offline run.")]
+
+
+@app.command()
+def plan(
+    config: Config = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Number of samples of each pipeline.")] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option("--run", metavar="RUN", help="Run whose answers say what a request takes.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Show what a run would ask for: requests, tokens, US dollars and hours; asks nothing.
+
+    With --run, figures come from what that run measured, and what it already holds is left out.
+    """
+    from sharegpt4o_image.synthesis.config import load_config
+
+    _print_plan(load_config(config).with_limit(limit), run_dir, as_json)
+
+
+def _print_plan(config: "SynthesisConfig", run_dir: Path | None, as_json: bool) -> None:
+    from sharegpt4o_image.synthesis.planning import plan_run
+    from sharegpt4o_image.synthesis.teachers import load_teachers
+
+    planned = plan_run(config, load_teachers(config.teachers), run_dir)
+    print(planned.to_json() if as_json else planned.to_text())
+
+
+@app.command()
+def doctor(
+    config: Config = None,
+    base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible endpoint instead of the file's.")] = None,
+    run_dir: Annotated[Path | None, typer.Option("--run", metavar="RUN", help="Run directory to check.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Check what a run needs: configuration, keys, models and their retirement, disk, clock.
+
+    The exit code is 2 when something is wrong.
+    """
+    import asyncio
+    import json
+    from dataclasses import asdict
+    from datetime import UTC, datetime
+
+    from sharegpt4o_image.synthesis.config import load_config
+    from sharegpt4o_image.synthesis.doctor import examine
+
+    checks = asyncio.run(examine(load_config(config, base_url=base_url), run_dir, datetime.now(UTC).date()))
+    if as_json:
+        print(json.dumps([asdict(check) for check in checks]))
+    else:
+        print("\n".join(f"{check.verdict:8} {check.name}: {check.message}" for check in checks))
+    if any(check.verdict == "failure" for check in checks):
+        sys.exit(2)
+
+
 @app.command()
 def status(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory that `synthesize` wrote.")],
+    html: Annotated[bool, typer.Option("--html", help="Write pages to look through the records of the run.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Show how far the run in RUN is: records, attempts, dollars; it may be going on."""
-    from sharegpt4o_image.synthesis.run import read_status
+    """Show how far the run in RUN is: records, rejections, attempts, dollars, pace.
+
+    In a terminal, the table follows a run that is going on; Ctrl-C ends the show, not the run.
+    """
+    from rich.console import Console
+
+    from sharegpt4o_image.synthesis.progress import follow_status
+    from sharegpt4o_image.synthesis.status import read_status, render_status
 
     run_status = read_status(run_dir)
-    print(run_status.to_json() if as_json else run_status.to_text())
+    if html:
+        from sharegpt4o_image.synthesis.viewer import write_viewer
+
+        print(write_viewer(run_dir))
+    elif as_json:
+        print(run_status.to_json())
+    elif run_status.is_running and sys.stdout.isatty():
+        follow_status(run_dir)
+    else:
+        Console().print(render_status(run_status))
+
+
+taxonomy_app = typer.Typer(no_args_is_help=True, help="Look at what samples are drawn from.")
+app.add_typer(taxonomy_app, name="taxonomy")
+
+
+@taxonomy_app.command("report")
+def taxonomy_report(
+    taxonomy: Annotated[str, typer.Option(help="Taxonomy of the package, or a YAML file.")] = "paper",
+    num_topics: Annotated[int, typer.Option(min=0, help="Prompt-first topics to draw.")] = PAPER_TOPICS,
+    num_edits: Annotated[int, typer.Option(min=0, help="Edits to draw.")] = PAPER_EDITS,
+    num_documents: Annotated[int, typer.Option(min=0, help="Documents to draw.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    plot: Annotated[Path | None, typer.Option(help="Also write a chart to this PNG file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Draw topics and show how often each leaf comes; the numbers are those of the paper's data set."""
+    from sharegpt4o_image.synthesis.taxonomy import load_taxonomy
+    from sharegpt4o_image.synthesis.taxonomy_report import plot_coverage, report_coverage
+
+    report = report_coverage(load_taxonomy(taxonomy), num_topics, num_edits, num_documents, seed)
+    if plot is not None:
+        plot_coverage(report, plot)
+    print(report.to_json() if as_json else report.to_text())
 
 
 # --------------------------------------------------------------------------- data sets
@@ -107,6 +220,9 @@ def pack(
     output: Annotated[Path, typer.Option("--output", "-o", help="Data set folder to write.")] = Path(
         "sharegpt4o-image"
     ),
+    rejected: Annotated[
+        bool, typer.Option("--rejected", help="Pack the pictures that quality gates refused, with the reasons.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Write the finished records of RUN as Parquet files that `load_dataset` reads.
@@ -117,12 +233,15 @@ def pack(
     from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from sharegpt4o_image.builders.packer import pack as pack_records
-    from sharegpt4o_image.synthesis.records import iter_records
+    from sharegpt4o_image.schema import Record, RejectedRecord
+    from sharegpt4o_image.synthesis.records import iter_records, iter_rejected_records
 
+    row = RejectedRecord if rejected else Record
+    rows = iter_rejected_records(run_dir) if rejected else iter_records(run_dir)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        records = progress.track(iter_records(run_dir), total=None, description="Packing records")
-        summary = pack_records(records, output)
+        records = progress.track(rows, total=None, description="Packing records")
+        summary = pack_records(records, output, row=row)
     print(summary.to_json() if as_json else summary.to_text())
 
 

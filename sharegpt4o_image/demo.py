@@ -43,7 +43,7 @@ from sharegpt4o_image.offline_teacher.sampling import (
     shows_unseen_pair,
 )
 from sharegpt4o_image.offline_teacher.scene import Scene
-from sharegpt4o_image.schema import TASKS, ImageFile, Record, Task
+from sharegpt4o_image.schema import TASKS, ImageFile, Pipeline, Record
 from sharegpt4o_image.synthesis.records import iter_records
 from sharegpt4o_image.synthesis.run import synthesize
 from sharegpt4o_image.training.encoding import encode_dataset
@@ -110,10 +110,11 @@ def run_demo(size: DemoSize, progress: Progress) -> DemoResult:
 
 def _make_dataset(size: DemoSize, progress: Progress) -> None:
     """Synthesize with the offline teacher, pack, and load the result back."""
-    bars = {task: progress.add_task(f"Synthesizing {task}", total=size.records_per_task) for task in TASKS}
+    names: tuple[Pipeline, ...] = ("prompt_first", "editing")
+    bars = {name: progress.add_task(f"Synthesizing {name}", total=size.records_per_task) for name in names}
 
-    def advance(task: Task, done: int, total: int) -> None:
-        progress.update(bars[task], completed=done, total=total)
+    def advance(pipeline: Pipeline, done: int, total: int) -> None:
+        progress.update(bars[pipeline], completed=done, total=total)
 
     synthesize(DEMO_DIR / "run", limit=size.records_per_task, on_progress=advance)
     records = progress.track(iter_records(DEMO_DIR / "run"), total=2 * size.records_per_task, description="Packing")

@@ -39,7 +39,10 @@ class _Row(BaseModel):
 
 
 class Topic(_Row):
-    """What one sample is to be about: a draw from the taxonomy (paper section 2.1, appendix B.1)."""
+    """What one sample is to be about: a draw from the taxonomy (paper section 2.1, appendix B.1).
+
+    `subject` is what a document is about; the other attributes become columns of the published row.
+    """
 
     id: str
     pipeline: Pipeline
@@ -50,12 +53,32 @@ class Topic(_Row):
     camera: str | None = None
     composition: str | None = None
     document_type: str | None = None
+    subject: str | None = None
     edit_category: str | None = None
     edit_task: str | None = None
 
 
+class SourceImage(_Row):
+    """A picture that was given to a teacher, to be described or edited; its bytes lie in the run's blob store.
+
+    Args:
+        text (`str`, *optional*): the prompt that it was made from, or the caption that it came with.
+        origin (`str`): `synthesized`, or where the photograph comes from.
+        license (`str`, *optional*): the terms of the picture.
+    """
+
+    id: str
+    sha256: str
+    format: str
+    width: int
+    height: int
+    text: str | None = None
+    origin: str
+    license: str | None = None
+
+
 class Prompt(_Row):
-    """A prompt or an edit instruction that the text teacher wrote for a topic."""
+    """A prompt or an edit instruction that the text teacher wrote for a topic, or for the picture `described`."""
 
     id: str
     topic: Topic
@@ -63,12 +86,20 @@ class Prompt(_Row):
     prompt_model: str
     served_model: str | None = None
     template_version: str
+    described: SourceImage | None = None
     usage: dict[str, Any] = Field(default_factory=dict)
     cost_usd: float = 0.0
 
 
 class GeneratedImage(_Row):
-    """A picture that the image teacher made for a prompt; its bytes lie in the run's blob store under `sha256`."""
+    """A picture that the image teacher made for a prompt; its bytes lie in the run's blob store under `sha256`.
+
+    Args:
+        image_model (`str`, *optional*): `None` for a photograph that is published as it is.
+        sources (`tuple`): what was edited, in the order of the request.
+        license (`str`, *optional*): the terms of the published row.
+        judgement (`dict`, *optional*): what the judge model said.
+    """
 
     id: str
     prompt: Prompt
@@ -77,12 +108,29 @@ class GeneratedImage(_Row):
     format: str
     width: int
     height: int
-    image_model: str
+    image_model: str | None
+    served_model: str | None = None
     image_params: dict[str, Any] = Field(default_factory=dict)
-    source: "GeneratedImage | None" = None
+    sources: tuple[SourceImage, ...] = ()
     usage: dict[str, Any] = Field(default_factory=dict)
     cost_usd: float = 0.0
     created_at: str
+    license: str | None = None
+    judgement: dict[str, Any] | None = None
+
+    def as_source(self) -> SourceImage:
+        """The picture as the source of an edit."""
+        described = self.prompt.described
+        return SourceImage(
+            id=self.id,
+            sha256=self.sha256,
+            format=self.format,
+            width=self.width,
+            height=self.height,
+            text=self.prompt.text,
+            origin=described.origin if described and self.image_model is None else "synthesized",
+            license=self.license,
+        )
 
 
 class ImageFile(_Row):
@@ -97,6 +145,9 @@ class Record(_Row):
 
     `output_image_resolution` and `input_image_resolution` are `[width, height]` in pixels (the upstream release does
     not say which order it uses). `cost_usd` is what prompt and picture together cost, in US dollars.
+    `served_model` is what the text teacher says that answered; the images API names none. Of several sources,
+    `source_id`, `source_origin` and `source_license` name all, joined by "; ", and `input_image_resolution` is that of
+    the first.
     """
 
     id: str
@@ -133,7 +184,13 @@ class Record(_Row):
     license: str | None = None
 
 
-def published_features() -> "Features":
+class RejectedRecord(Record):
+    """A row that a quality gate refused: published, if at all, in a set of its own, as a negative."""
+
+    reject_reason: str
+
+
+def published_features(row: type[Record] = Record) -> "Features":
     """The columns of the published data set, in order: the contract of builders, cards, collator and tests.
 
     `datasets` is imported here and not above, so that `sharegpt4o-image --help` stays fast.
@@ -152,4 +209,4 @@ def published_features() -> "Features":
         "usage": Json(),
         "cost_usd": Value("float64"),
     }
-    return Features({name: special.get(name, text) for name in Record.model_fields})
+    return Features({name: special.get(name, text) for name in row.model_fields})

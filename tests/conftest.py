@@ -14,7 +14,7 @@ os.environ.update(
     TOKENIZERS_PARALLELISM="false",
     NO_PROXY="127.0.0.1,localhost",
 )
-for name in ("OPENAI_API_KEY", "GEMINI_API_KEY", "HF_TOKEN", "HF_ENDPOINT"):
+for name in ("OPENAI_API_KEY", "PROMPT_API_KEY", "GEMINI_API_KEY", "HF_TOKEN", "HF_ENDPOINT"):
     os.environ.pop(name, None)
 
 import pytest  # noqa: E402

@@ -41,7 +41,8 @@ HUB_CODE_IMPORTS = {
 } | sys.stdlib_module_names
 HEAVY = ("torch", "transformers", "datasets", "pyarrow", "openai", "scipy")
 VERBS = sorted(
-    str(command.name or command.callback.__name__) for command in app.registered_commands if command.callback
+    [str(command.name or command.callback.__name__) for command in app.registered_commands if command.callback]
+    + [str(group.name) for group in app.registered_groups]
 )
 
 

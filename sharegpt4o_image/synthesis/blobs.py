@@ -11,6 +11,10 @@ from sharegpt4o_image.errors import UserError
 _UNFINISHED = ".unfinished-"
 
 
+class MissingBlob(UserError):
+    """A picture of the run is gone, or cannot be read."""
+
+
 class BlobStore:
     """A folder of files that are named by their content; a file appears whole or not at all.
 
@@ -49,7 +53,7 @@ class BlobStore:
         try:
             return path.read_bytes()
         except OSError as error:
-            raise UserError(
+            raise MissingBlob(
                 f"the run lost the picture {path} ({error.strerror}); restore the file, or synthesize into a new run"
             ) from error
 

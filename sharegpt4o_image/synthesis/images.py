@@ -6,17 +6,15 @@ import re
 import warnings
 from dataclasses import dataclass
 
-import httpx2
 import numpy as np
-import openai
 from PIL import Image
 
-from sharegpt4o_image.schema import GeneratedImage, Prompt, content_id
+from sharegpt4o_image.schema import GeneratedImage, Prompt, SourceImage, content_id
 from sharegpt4o_image.synthesis.answers import InvalidAnswer
 from sharegpt4o_image.synthesis.blobs import BlobStore
 from sharegpt4o_image.synthesis.config import SynthesisConfig
-from sharegpt4o_image.synthesis.journal import Answer
-from sharegpt4o_image.synthesis.scheduler import TeacherRequest
+from sharegpt4o_image.synthesis.journal import Answer, utc_now
+from sharegpt4o_image.synthesis.requests import GENERATIONS, TeacherRequest
 
 _HASH_SIDE = 8
 
@@ -53,52 +51,74 @@ def inspect_picture(data: bytes) -> PictureFacts:
         raise InvalidAnswer(f"the picture cannot be read: {error}") from error
 
 
-def plan_image(
-    client: openai.AsyncOpenAI, config: SynthesisConfig, blobs: BlobStore, prompt: Prompt
-) -> TeacherRequest[GeneratedImage]:
+def plan_image(config: SynthesisConfig, blobs: BlobStore, prompt: Prompt) -> TeacherRequest[GeneratedImage]:
     """Ask the image teacher for the picture of a prompt."""
     params = config.image_params.sent()
     key = content_id(stage="image", model=config.image_model, parameters=params, parents=[prompt.id])
 
-    async def send() -> httpx2.Response:
-        body = {"model": config.image_model, "prompt": prompt.text, "n": 1, **params}
-        return await client.post("/images/generations", cast_to=httpx2.Response, body=body)
-
     def parse(answer: Answer) -> GeneratedImage:
-        return image_of(key, prompt, config.image_model, params, blobs, answer)
+        return image_of(key, prompt, config, params, blobs, answer)
 
-    request = {"prompt": prompt.text, "n": 1, **params}
-    return TeacherRequest(key, "image", config.image_model, request, send, parse)
+    body = {"model": config.image_model, "prompt": prompt.text, "n": 1, **params}
+    return TeacherRequest(key, "image", config.image_model, GENERATIONS, body, parse)
 
 
-def image_of(
-    key: str,
-    prompt: Prompt,
-    model: str,
-    params: dict[str, str | int],
-    blobs: BlobStore,
-    answer: Answer,
-    source: GeneratedImage | None = None,
-) -> GeneratedImage:
-    """The picture that an answer holds, checked: it can be decoded and has the size that was asked for."""
+def check_picture(answer: Answer, blobs: BlobStore, params: dict[str, str | int]) -> tuple[str, PictureFacts]:
+    """The sha256 and the facts of the picture in an answer: it can be decoded and has the size that was asked for."""
     if answer.picture is None:
         raise InvalidAnswer("the answer holds no picture")
     facts = inspect_picture(blobs.read(answer.picture))
     asked = str(params.get("size", "auto"))
     if re.fullmatch(r"\d+x\d+", asked) and asked != f"{facts.width}x{facts.height}":
         raise InvalidAnswer(f"the picture is {facts.width}x{facts.height}, asked for {asked}")
+    return answer.picture, facts
+
+
+def image_of(
+    key: str,
+    prompt: Prompt,
+    config: SynthesisConfig,
+    params: dict[str, str | int],
+    blobs: BlobStore,
+    answer: Answer,
+    sources: tuple[SourceImage, ...] = (),
+) -> GeneratedImage:
+    """The picture that an answer holds."""
+    sha256, facts = check_picture(answer, blobs, params)
     return GeneratedImage(
         id=key,
         prompt=prompt,
-        sha256=answer.picture,
+        sha256=sha256,
         phash=facts.phash,
         format=facts.format,
         width=facts.width,
         height=facts.height,
-        image_model=model,
-        image_params=params,
-        source=source,
+        image_model=config.image_model,
+        served_model=answer.served_model,
+        image_params=dict(params),
+        sources=sources,
         usage=answer.usage,
         cost_usd=answer.cost_usd,
         created_at=answer.ended_at,
+        license=config.license,
+    )
+
+
+def original_of(prompt: Prompt, blobs: BlobStore, default_license: str) -> GeneratedImage:
+    """The described photograph itself, as the picture of its description."""
+    photo = prompt.described
+    assert photo is not None
+    facts = inspect_picture(blobs.read(photo.sha256))
+    return GeneratedImage(
+        id=content_id(stage="original", parents=[prompt.id]),
+        prompt=prompt,
+        sha256=photo.sha256,
+        phash=facts.phash,
+        format=facts.format,
+        width=facts.width,
+        height=facts.height,
+        image_model=None,
+        image_params={"target": "original"},
+        created_at=utc_now(),
+        license=photo.license or default_license,
     )

@@ -2,7 +2,11 @@
 """The journal of a run: `RUN/journal.sqlite`, one row per attempt, and what became of every item.
 
 An attempt is written down before its request leaves, as `lost`; the answer turns it into something better. So an
-attempt that is still `lost` was cut off between the two, and may have been paid for.
+attempt that is still `lost` was cut off between the two, and may have been paid for: it keeps the dollars that were
+reserved for it (`reserved_usd`), while the answer of any other one settles them (`cost_usd`).
+
+An item is one sample of the plan: a picture, or the reason why it was rejected, or both where a quality gate refused
+the picture. Requests that were sent as a job of the Batch API name it (`submission`).
 
 | status | meaning | asked again? |
 |---|---|---|
@@ -17,24 +21,28 @@ attempt that is still `lost` was cut off between the two, and may have been paid
 import fcntl
 import json
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal, get_args
 
 from sharegpt4o_image.errors import UserError
-from sharegpt4o_image.schema import GeneratedImage, Task
+from sharegpt4o_image.schema import GeneratedImage, Pipeline, Task
 from sharegpt4o_image.synthesis.blobs import BlobStore
 
 Status = Literal["ok", "blocked", "retry", "quota", "invalid", "lost"]
-Stage = Literal["prompt", "image", "instruction", "edit"]
+Stage = Literal["prompt", "image", "description", "content", "layout", "instruction", "control", "edit", "judge"]
+SubmissionStatus = Literal["sending", "open", "done"]
+
+PIPELINES: tuple[Pipeline, ...] = get_args(Pipeline)
 
 FILE_NAME = "journal.sqlite"
 _APPLICATION_ID = 0x5347_346F  # "SG4o": marks the file as ours
-_VERSION = 1
+_VERSION = 2
 
 _TABLES = """
 CREATE TABLE attempts (
@@ -46,28 +54,47 @@ CREATE TABLE attempts (
   model TEXT NOT NULL,
   served_model TEXT,
   request TEXT NOT NULL,
+  submission TEXT,
   http_status INTEGER,
   request_id TEXT,
   retry_after_seconds REAL,
   usage TEXT,
+  reserved_usd REAL NOT NULL DEFAULT 0,
   cost_usd REAL NOT NULL DEFAULT 0,
   answer TEXT,
   blob TEXT,
   started_at TEXT NOT NULL,
-  ended_at TEXT
+  ended_at TEXT,
+  seconds REAL
 );
 CREATE INDEX attempts_of_key ON attempts (key, status);
 CREATE UNIQUE INDEX one_answer_per_key ON attempts (key) WHERE status = 'ok';
+CREATE INDEX attempts_of_submission ON attempts (submission) WHERE submission IS NOT NULL;
 CREATE TABLE items (
   item TEXT PRIMARY KEY,
+  pipeline TEXT NOT NULL,
   task TEXT NOT NULL,
   position INTEGER NOT NULL,
   reason TEXT,
-  image TEXT
+  image TEXT,
+  thumbnail BLOB,
+  gates TEXT NOT NULL,
+  decided_at TEXT NOT NULL
 );
-CREATE INDEX items_in_order ON items (task, position, item);
+CREATE INDEX items_in_order ON items (task, pipeline, position, item);
+CREATE TABLE submissions (
+  name TEXT PRIMARY KEY,
+  route TEXT NOT NULL,
+  status TEXT NOT NULL,
+  batch_id TEXT,
+  created_at TEXT NOT NULL
+);
+CREATE TABLE uploads (sha256 TEXT PRIMARY KEY, file_id TEXT NOT NULL, created_at TEXT NOT NULL);
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
+
+_ITEM_COLUMNS = "item, pipeline, task, position, image, reason, gates, decided_at"
+_PIPELINE_ORDER = "CASE pipeline " + " ".join(f"WHEN '{name}' THEN {k}" for k, name in enumerate(PIPELINES)) + " END"
 
 
 @dataclass(frozen=True)
@@ -85,13 +112,49 @@ class Answer:
 
 @dataclass(frozen=True)
 class Item:
-    """What became of one sample: a picture, or the reason why there is none."""
+    """What became of one sample.
+
+    Args:
+        image ([`GeneratedImage`], *optional*): its picture, also where a gate refused it.
+        reason (`str`, *optional*): why it was rejected; a record has none.
+        gates (`str`): hash of the gates that it was decided under.
+    """
 
     item: str
+    pipeline: Pipeline
     task: Task
     position: int
     image: GeneratedImage | None
     reason: str | None
+    gates: str
+    decided_at: str
+
+    @property
+    def is_record(self) -> bool:
+        """Whether it is to be published."""
+        return self.reason is None
+
+
+@dataclass(frozen=True)
+class StageUsage:
+    """What the answers of one stage took: their number, and the sums of tokens, US dollars and seconds."""
+
+    answers: int
+    text_input_tokens: float
+    image_input_tokens: float
+    output_tokens: float
+    cost_usd: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job of the Batch API; `batch_id` is what the teacher calls it."""
+
+    name: str
+    route: str
+    status: SubmissionStatus
+    batch_id: str | None
 
 
 class Journal:
@@ -117,11 +180,7 @@ class Journal:
             lock_file = (run_dir / "lock").open("w")
         except OSError as error:
             raise UserError(f"cannot write to {run_dir}: {error.strerror}; choose another directory") from error
-        try:
-            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock_file.close()
-            raise UserError(f"another process is working on {run_dir}; wait for it to end or stop it") from error
+        _hold(lock_file, run_dir)
         connection = _connect(run_dir / FILE_NAME)
         journal = cls(connection, run_dir, secrets)
         journal._lock_file = lock_file
@@ -147,11 +206,28 @@ class Journal:
 
     # ----------------------------------------------------------------------- attempts
 
-    def begin(self, key: str, stage: Stage, model: str, request: Mapping[str, Any]) -> int:
+    def begin(
+        self,
+        key: str,
+        stage: Stage,
+        model: str,
+        request: Mapping[str, Any],
+        reserved_usd: float = 0.0,
+        submission: str | None = None,
+    ) -> int:
         """Write down that a request is about to be sent; returns the attempt's number."""
         cursor = self._connection.execute(
-            "INSERT INTO attempts (key, stage, status, model, request, started_at) VALUES (?, ?, 'lost', ?, ?, ?)",
-            (key, stage, model, self.clean(json.dumps(request, ensure_ascii=False)), utc_now()),
+            "INSERT INTO attempts (key, stage, status, model, request, reserved_usd, submission, started_at)"
+            " VALUES (?, ?, 'lost', ?, ?, ?, ?, ?)",
+            (
+                key,
+                stage,
+                model,
+                self.clean(json.dumps(request, ensure_ascii=False)),
+                reserved_usd,
+                submission,
+                utc_now(),
+            ),
         )
         assert cursor.lastrowid is not None
         return cursor.lastrowid
@@ -192,8 +268,8 @@ class Journal:
         return row[0] if row else None
 
     def count_invalid(self, key: str) -> int:
-        """How many useless answers a request has had."""
-        query = "SELECT count(*) FROM attempts WHERE key = ? AND status = 'invalid'"
+        """How many useless answers a request has had; refusals are no answers."""
+        query = "SELECT count(*) FROM attempts WHERE key = ? AND status = 'invalid' AND http_status = 200"
         return int(self._connection.execute(query, (key,)).fetchone()[0])
 
     def clean_bytes(self, content: bytes) -> bytes:
@@ -208,34 +284,82 @@ class Journal:
             text = text.replace(secret, "[secret]")
         return text
 
+    # ----------------------------------------------------------------------- the Batch API
+
+    def begin_submission(self, name: str, route: str) -> None:
+        """Write down that a job is about to be created; its attempts name it."""
+        row = (name, route, utc_now())
+        self._connection.execute(
+            "INSERT INTO submissions (name, route, status, created_at) VALUES (?, ?, 'sending', ?)", row
+        )
+
+    def update_submission(self, name: str, status: SubmissionStatus, batch_id: str | None) -> None:
+        """Write down what became of a job."""
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.execute(
+            "UPDATE submissions SET status = ?, batch_id = ? WHERE name = ?", (status, batch_id, name)
+        )
+        self._connection.execute("PRAGMA synchronous = NORMAL")
+
+    def pending_submissions(self) -> list[Submission]:
+        """The jobs whose answers were not fetched yet."""
+        query = "SELECT name, route, status, batch_id FROM submissions WHERE status != 'done' ORDER BY created_at"
+        return [Submission(*row) for row in self._connection.execute(query)]
+
+    def attempts_of(self, submission: str) -> dict[str, tuple[int, Stage, str, float]]:
+        """Key -> number, stage, model and reservation of every attempt of a job that has no answer yet."""
+        query = "SELECT key, number, stage, model, reserved_usd FROM attempts WHERE submission = ? AND status = 'lost'"
+        return {key: (number, *rest) for key, number, *rest in self._connection.execute(query, (submission,))}
+
+    def find_upload(self, sha256: str) -> str | None:
+        """The name that the teacher gave to an uploaded picture."""
+        row = self._connection.execute("SELECT file_id FROM uploads WHERE sha256 = ?", (sha256,)).fetchone()
+        return row[0] if row else None
+
+    def write_upload(self, sha256: str, file_id: str) -> None:
+        """Remember an uploaded picture."""
+        self._connection.execute("INSERT OR REPLACE INTO uploads VALUES (?, ?, ?)", (sha256, file_id, utc_now()))
+
     # ----------------------------------------------------------------------- items
 
-    def finish_item(self, item: str, task: Task, position: int, image: GeneratedImage) -> None:
-        """Write down that a sample has its picture."""
-        self._write_item(item, task, position, None, image.model_dump_json())
+    def decide(self, item: Item, thumbnail: bytes | None = None) -> None:
+        """Write down what became of a sample; a later decision replaces an earlier one.
 
-    def reject_item(self, item: str, task: Task, position: int, reason: str) -> None:
-        """Write down that a sample gets no picture, and why."""
-        self._write_item(item, task, position, self.clean(reason), None)
-
-    def _write_item(self, item: str, task: Task, position: int, reason: str | None, image: str | None) -> None:
-        row = (item, task, position, reason, image)
-        self._connection.execute("INSERT INTO items (item, task, position, reason, image) VALUES (?, ?, ?, ?, ?)", row)
+        Args:
+            item ([`Item`]): the decision.
+            thumbnail (`bytes`, *optional*): the picture's colours, for the search for similar ones.
+        """
+        image = item.image.model_dump_json() if item.image else None
+        reason = self.clean(item.reason) if item.reason else None
+        row = (item.item, item.pipeline, item.task, item.position, image, reason, item.gates, item.decided_at)
+        self._connection.execute(
+            f"INSERT OR REPLACE INTO items ({_ITEM_COLUMNS}, thumbnail) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*row, thumbnail),
+        )
 
     def find_item(self, item: str) -> Item | None:
         """What became of a sample, or `None` when it is still to do."""
-        query = "SELECT item, task, position, reason, image FROM items WHERE item = ?"
+        query = f"SELECT {_ITEM_COLUMNS} FROM items WHERE item = ?"
         row = self._connection.execute(query, (item,)).fetchone()
         return _as_item(row) if row else None
 
-    def iter_finished(self, task: Task) -> Iterator[Item]:
-        """The samples of a task that have a picture, in the order of the run's plan."""
+    def iter_items(self, task: Task | None = None, is_rejected: bool = False) -> Iterator[Item]:
+        """The records of a task, or of all, in the order of the run's plan; or the samples that were rejected."""
         query = (
-            "SELECT item, task, position, reason, image FROM items"
-            " WHERE task = ? AND image IS NOT NULL ORDER BY position, item"
+            f"SELECT {_ITEM_COLUMNS} FROM items WHERE (reason IS NOT NULL) = ? AND (task = ? OR ? IS NULL)"
+            f" ORDER BY task = 'text_and_image_to_image', {_PIPELINE_ORDER}, position, item"
         )
-        with closing(self._connection.execute(query, (task,))) as cursor:
+        with closing(self._connection.execute(query, (is_rejected, task, task))) as cursor:
             yield from map(_as_item, cursor)
+
+    def iter_signatures(self, gates: str) -> Iterator[tuple[str, str, str, bytes]]:
+        """Item, sha256, phash and thumbnail of every record that was decided under these gates."""
+        query = (
+            "SELECT item, json_extract(image, '$.sha256'), json_extract(image, '$.phash'), thumbnail FROM items"
+            " WHERE reason IS NULL AND thumbnail IS NOT NULL AND gates = ?"
+        )
+        with closing(self._connection.execute(query, (gates,))) as cursor:
+            yield from cursor
 
     # ----------------------------------------------------------------------- the whole run
 
@@ -249,33 +373,96 @@ class Journal:
         return row[0] if row else None
 
     def count_records(self) -> Counter[str]:
-        """Task -> number of its finished samples."""
-        query = "SELECT task, count(*) FROM items WHERE image IS NOT NULL GROUP BY task"
-        return Counter(dict(self._connection.execute(query)))
+        """Task -> number of its records."""
+        return self._count("SELECT task, count(*) FROM items WHERE reason IS NULL GROUP BY 1")
+
+    def count_items(self) -> Counter[str]:
+        """Pipeline -> number of its samples that were decided, rejected ones included."""
+        return self._count("SELECT pipeline, count(*) FROM items GROUP BY 1")
 
     def count_rejections(self) -> Counter[str]:
         """Reason -> number of samples that were rejected for it."""
-        return Counter(
-            dict(self._connection.execute("SELECT reason, count(*) FROM items WHERE image IS NULL GROUP BY 1"))
-        )
+        return self._count("SELECT reason, count(*) FROM items WHERE reason IS NOT NULL GROUP BY 1")
 
     def count_attempts(self) -> Counter[str]:
         """Status -> number of attempts."""
-        return Counter(dict(self._connection.execute("SELECT status, count(*) FROM attempts GROUP BY status")))
+        return self._count("SELECT status, count(*) FROM attempts GROUP BY 1")
+
+    def _count(self, query: str) -> Counter[str]:
+        return Counter(dict(self._connection.execute(query)))
+
+    def count_decided_since(self, moment: str) -> int:
+        """How many samples were decided after a moment that is written as in [`utc_now`]."""
+        query = "SELECT count(*) FROM items WHERE decided_at > ?"
+        return int(self._connection.execute(query, (moment,)).fetchone()[0])
 
     def spent_usd(self) -> float:
         """What all answers together cost."""
-        return float(self._connection.execute("SELECT coalesce(sum(cost_usd), 0) FROM attempts").fetchone()[0])
+        return self._sum("cost_usd")
+
+    def reserved_usd(self) -> float:
+        """What the requests of unknown outcome may cost at most, those in flight included."""
+        return self._sum("reserved_usd")
+
+    def _sum(self, column: str) -> float:
+        return float(self._connection.execute(f"SELECT coalesce(sum({column}), 0) FROM attempts").fetchone()[0])
+
+    def dearest_answers(self) -> dict[tuple[str, str], float]:
+        """Stage and model -> US dollars of the dearest answer so far, jobs of the Batch API left out."""
+        query = (
+            "SELECT stage, model, max(cost_usd) FROM attempts WHERE usage IS NOT NULL AND submission IS NULL"
+            " GROUP BY 1, 2"
+        )
+        return {(stage, model): cost for stage, model, cost in self._connection.execute(query)}
+
+    def measure_stages(self) -> dict[Stage, StageUsage]:
+        """Stage -> what its answers took, of the whole run."""
+        text = "coalesce(usage ->> 'prompt_tokens', usage ->> 'input_tokens', 0)"
+        picture = "coalesce(usage ->> '$.input_tokens_details.image_tokens', 0)"
+        output = "coalesce(usage ->> 'completion_tokens', usage ->> 'output_tokens', 0)"
+        query = (
+            f"SELECT stage, count(*), sum({text} - {picture}), sum({picture}), sum({output}), sum(cost_usd),"
+            " coalesce(sum(seconds), 0) FROM attempts WHERE usage IS NOT NULL GROUP BY stage"
+        )
+        return {stage: StageUsage(*sums) for stage, *sums in self._connection.execute(query)}
 
 
-def _as_item(row: tuple[str, Task, int, str | None, str | None]) -> Item:
-    item, task, position, reason, image = row
-    return Item(item, task, position, GeneratedImage.model_validate_json(image) if image else None, reason)
+def _as_item(row: tuple[Any, ...]) -> Item:
+    item, pipeline, task, position, image, reason, gates, decided_at = row
+    opened = GeneratedImage.model_validate_json(image) if image else None
+    return Item(item, pipeline, task, position, opened, reason, gates, decided_at)
 
 
 def utc_now() -> str:
     """The time as it is written into the journal: `2026-11-23T09:43:00.123456+00:00`."""
     return datetime.now(UTC).isoformat()
+
+
+_HOLD_TRIES, _HOLD_WAIT_SECONDS = 4, 0.05  # `is_held` of another process takes the lock for a moment
+
+
+def _hold(lock_file: IO[str], run_dir: Path) -> None:
+    """Lock a run for this process."""
+    for _ in range(_HOLD_TRIES):
+        try:
+            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError:
+            time.sleep(_HOLD_WAIT_SECONDS)
+    lock_file.close()
+    raise UserError(f"another process is working on {run_dir}; wait for it to end or stop it")
+
+
+def is_held(run_dir: Path) -> bool:
+    """Whether a process is working on the run."""
+    try:
+        with (run_dir / "lock").open() as lock_file:
+            fcntl.flock(lock_file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def check_run_dir(run_dir: Path) -> None:

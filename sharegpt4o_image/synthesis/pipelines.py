@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configuration + taxonomy -> the samples of a run, one generator for each pipeline of the paper."""
+"""Configuration + taxonomy -> the samples of a run, one generator for each pipeline of the paper (section 2.1)."""
 
-import itertools
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-import openai
-
-from sharegpt4o_image.schema import GeneratedImage, Task, Topic, content_id
+from sharegpt4o_image.schema import GeneratedImage, Pipeline, Prompt, Task, Topic, content_id
 from sharegpt4o_image.synthesis.blobs import BlobStore
 from sharegpt4o_image.synthesis.config import SynthesisConfig
-from sharegpt4o_image.synthesis.edits import INSTRUCTION_TEMPLATE, is_unchanged, plan_edit, plan_instruction
-from sharegpt4o_image.synthesis.images import plan_image
-from sharegpt4o_image.synthesis.prompts import PROMPT_TEMPLATE, plan_prompt
+from sharegpt4o_image.synthesis.documents import CONTENT_TEMPLATE, LAYOUT_TEMPLATE, plan_content, plan_layout
+from sharegpt4o_image.synthesis.gates import BenchmarkPrompts
+from sharegpt4o_image.synthesis.images import original_of, plan_image
+from sharegpt4o_image.synthesis.photos import InvalidPhoto, Photo, iter_photos, open_source
+from sharegpt4o_image.synthesis.prompts import DESCRIPTION_TEMPLATE, PROMPT_TEMPLATE, plan_description, plan_prompt
 from sharegpt4o_image.synthesis.scheduler import Dispatcher, Rejected
-from sharegpt4o_image.synthesis.taxonomy import EditTask, Taxonomy
+from sharegpt4o_image.synthesis.taxonomy import Taxonomy
 
-MAX_TASKS_TRIED = 4  # edit tasks offered to the writer for one source before the source is given up
+Make = Callable[[Dispatcher], Awaitable[GeneratedImage]]
 
 
 @dataclass(frozen=True)
@@ -25,103 +26,121 @@ class Sample:
 
     Args:
         item (`str`): hash of everything that decides what is made; the journal knows the sample by it.
-        position (`int`): place among the rows of its task.
+        position (`int`): place among the samples of its pipeline.
         make (callable): asks the teachers; raises what [`Dispatcher.obtain`] raises.
     """
 
     item: str
+    pipeline: Pipeline
     task: Task
     position: int
-    make: Callable[[Dispatcher], Awaitable[GeneratedImage]]
+    make: Make
 
 
 @dataclass(frozen=True)
-class Pipelines:
-    """The plan of a run.
+class TextToImage:
+    """The three pipelines whose samples are a prompt and a picture.
 
     Args:
-        find_source (callable): the finished picture of a text-to-image item, or `None`.
+        benchmarks ([`BenchmarkPrompts`]): what no prompt may repeat; a prompt that does costs no picture.
     """
 
-    client: openai.AsyncOpenAI
     config: SynthesisConfig
     taxonomy: Taxonomy
     blobs: BlobStore
-    find_source: Callable[[str], GeneratedImage | None]
+    benchmarks: BenchmarkPrompts
 
     # ----------------------------------------------------------------------- prompt-first
 
     def prompt_first(self) -> Iterator[Sample]:
         """A topic from the taxonomy -> a prompt -> a picture."""
         for position, topic in enumerate(self.taxonomy.draw_topics(self.config.num_topics, self.config.seed)):
-            yield Sample(self._prompt_first_item(topic), "text_to_image", position, self._picture_maker(topic))
+            item = self.prompt_first_item(topic)
+            yield Sample(item, "prompt_first", "text_to_image", position, self._from_topic(topic))
 
-    def _prompt_first_item(self, topic: Topic) -> str:
-        return content_id(
-            stage="item",
-            template=PROMPT_TEMPLATE,
-            models=[self.config.prompt_model, self.config.image_model],
-            parameters=self.config.image_params.sent(),
-            parents=[topic.id],
-        )
+    def prompt_first_item(self, topic: Topic) -> str:
+        """The sample of a topic."""
+        return self._item([PROMPT_TEMPLATE], [topic.id])
 
-    def _picture_maker(self, topic: Topic) -> Callable[[Dispatcher], Awaitable[GeneratedImage]]:
+    def _from_topic(self, topic: Topic) -> Make:
         async def make(dispatcher: Dispatcher) -> GeneratedImage:
-            prompt = await dispatcher.obtain(plan_prompt(self.client, self.config, topic))
-            return await dispatcher.obtain(plan_image(self.client, self.config, self.blobs, prompt))
+            prompt = await dispatcher.obtain(plan_prompt(self.config, topic))
+            return await self._draw(prompt, dispatcher)
 
         return make
 
-    # ----------------------------------------------------------------------- editing
+    # ----------------------------------------------------------------------- image-first
 
-    def editing(self) -> Iterator[Sample]:
-        """A finished text-to-image picture -> an instruction for a drawn task -> the edited picture.
-
-        Every picture is a source once before one is a source again (`turn` 1, 2, ...); a topic without a finished
-        picture gives no edit.
-        """
-        if not self.config.num_topics or not self.taxonomy.edits:
+    def image_first(self) -> Iterator[Sample]:
+        """A photograph -> its description -> that photograph, or a picture made anew."""
+        if not self.config.num_described:
             return
-        turns = ((turn, topic) for turn in itertools.count() for topic in self._topics())
-        for position, (turn, topic) in enumerate(itertools.islice(turns, self.config.num_edits)):
-            source = self.find_source(self._prompt_first_item(topic))
-            if source is not None:
-                tasks = self._tasks_to_try(source, turn)
-                item = self._edit_item(source, tasks, turn)
-                make = self._edit_maker(source, tasks, turn)
-                yield Sample(item, "text_and_image_to_image", position, make)
+        assert self.config.photos is not None
+        for position, photo in enumerate(iter_photos(self.config.photos)):
+            if position == self.config.num_described:
+                return
+            item = self._item([DESCRIPTION_TEMPLATE], [photo_id(photo)], target=self.config.image_first_target)
+            yield Sample(item, "image_first", "text_to_image", position, self._from_photo(photo))
 
-    def _topics(self) -> Iterator[Topic]:
-        return self.taxonomy.draw_topics(self.config.num_topics, self.config.seed)
-
-    def _tasks_to_try(self, source: GeneratedImage, turn: int) -> list[EditTask]:
-        tasks = self.taxonomy.draw_edit_tasks(source.id, self.config.seed)
-        first = turn % len(tasks)
-        return (tasks[first:] + tasks[:first])[:MAX_TASKS_TRIED]
-
-    def _edit_item(self, source: GeneratedImage, tasks: list[EditTask], turn: int) -> str:
-        return content_id(
-            stage="item",
-            template=INSTRUCTION_TEMPLATE,
-            models=[self.config.prompt_model, self.config.image_model],
-            parameters={**self.config.edit_params.sent(), "tasks": [task.task for task in tasks], "turn": turn},
-            parents=[source.id],
-        )
-
-    def _edit_maker(
-        self, source: GeneratedImage, tasks: list[EditTask], turn: int
-    ) -> Callable[[Dispatcher], Awaitable[GeneratedImage]]:
+    def _from_photo(self, photo: Photo) -> Make:
         async def make(dispatcher: Dispatcher) -> GeneratedImage:
-            for task in tasks:
-                question = plan_instruction(self.client, self.config, self.blobs, source, task, turn)
-                instruction = await dispatcher.obtain(question)
-                if instruction is not None:
-                    break
-            else:
-                raise Rejected("no edit task that was tried can be applied to the source")
-            edited = await dispatcher.obtain(plan_edit(self.client, self.config, self.blobs, instruction, source))
-            if is_unchanged(self.blobs.read(edited.sha256), self.blobs.read(source.sha256)):
-                raise Rejected("the edit changed nothing")
-            return edited
+            try:
+                source = await asyncio.to_thread(open_source, photo, self.blobs)
+            except InvalidPhoto as fault:
+                raise Rejected(str(fault)) from fault
+            prompt = await dispatcher.obtain(plan_description(self.config, source))
+            if self.config.image_first_target == "regenerated":
+                return await self._draw(prompt, dispatcher)
+            self._check(prompt)
+            return await asyncio.to_thread(original_of, prompt, self.blobs, self.config.license)
 
         return make
+
+    # ----------------------------------------------------------------------- documents
+
+    def documents(self) -> Iterator[Sample]:
+        """A document type and subject -> its text -> a prompt for its look -> a picture."""
+        for position, topic in enumerate(self.taxonomy.draw_documents(self.config.num_documents, self.config.seed)):
+            item = self._item([CONTENT_TEMPLATE, LAYOUT_TEMPLATE], [topic.id])
+            yield Sample(item, "document", "text_to_image", position, self._from_subject(topic))
+
+    def _from_subject(self, topic: Topic) -> Make:
+        async def make(dispatcher: Dispatcher) -> GeneratedImage:
+            text = await dispatcher.obtain(plan_content(self.config, topic))
+            prompt = await dispatcher.obtain(plan_layout(self.config, topic, text))
+            return await self._draw(prompt, dispatcher)
+
+        return make
+
+    # ----------------------------------------------------------------------- all of them
+
+    async def _draw(self, prompt: Prompt, dispatcher: Dispatcher) -> GeneratedImage:
+        self._check(prompt)
+        return await dispatcher.obtain(plan_image(self.config, self.blobs, prompt))
+
+    def _check(self, prompt: Prompt) -> None:
+        if (fault := self.benchmarks.find(prompt.text)) is not None:
+            raise Rejected(fault)
+
+    def _item(self, templates: list[str], parents: list[str], **decisive: Any) -> str:
+        return item_id(self.config, templates, self.config.image_params.sent(), parents, **decisive)
+
+
+def photo_id(photo: Photo) -> str:
+    """What a photograph is known by: its bytes, or the name of one that cannot be read."""
+    return content_id(photo=photo.sha256 or photo.name)
+
+
+def item_id(
+    config: SynthesisConfig, templates: list[str], params: dict[str, str | int], parents: list[str], **decisive: Any
+) -> str:
+    """The hash of all that decides a sample."""
+    return content_id(
+        stage="item",
+        templates=templates,
+        models=[config.prompt_model, config.image_model],
+        prompt_parameters=config.prompt_params.sent(),
+        parameters=params,
+        parents=parents,
+        **decisive,
+    )

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Topic -> prompt: what is asked of the text teacher, and how its answer is read."""
+"""Topic or picture -> prompt: what is asked of the text teacher, and how its answer is read."""
 
 import json
 import string
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any, TypeVar
 
-import httpx2
-import openai
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sharegpt4o_image.schema import Prompt, Topic, content_id
+from sharegpt4o_image.schema import Prompt, SourceImage, Topic, content_id
 from sharegpt4o_image.synthesis.answers import BlockedAnswer, InvalidAnswer
 from sharegpt4o_image.synthesis.config import SynthesisConfig
-from sharegpt4o_image.synthesis.journal import Answer
-from sharegpt4o_image.synthesis.scheduler import TeacherRequest
+from sharegpt4o_image.synthesis.journal import Answer, Stage
+from sharegpt4o_image.synthesis.requests import CHAT, Product, TeacherRequest
 from sharegpt4o_image.synthesis.yaml_files import describe_fault
 
 PROMPT_TEMPLATE = "prompt_first.v1"
+DESCRIPTION_TEMPLATE = "image_first.v1"
 
 # The attributes that a writer is told of a topic.
 TOPIC_WORDS = ("objects", "background", "style", "lighting", "camera", "composition")
@@ -55,16 +55,33 @@ def json_schema_of(reply: type[BaseModel]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": reply.__name__, "schema": plain, "strict": True}}
 
 
-async def ask_writer(
-    client: openai.AsyncOpenAI, model: str, content: str | list[dict[str, Any]], reply: type[BaseModel]
-) -> httpx2.Response:
-    """Send one message and ask for an answer in the JSON schema of `reply`."""
+def ask_writer(
+    config: SynthesisConfig,
+    key: str,
+    stage: Stage,
+    message: str,
+    reply: type[BaseModel],
+    parse: Callable[[Answer], Product],
+    pictures: tuple[SourceImage, ...] = (),
+    model: str | None = None,
+) -> TeacherRequest[Product]:
+    """One message to the text teacher, or to `model`, that asks for an answer in the JSON schema of `reply`."""
+    asked = model or config.prompt_model
     body = {
-        "model": model,
-        "messages": [{"role": "user", "content": content}],
+        "model": asked,
+        "messages": [{"role": "user", "content": message}],
         "response_format": json_schema_of(reply),
+        **config.prompt_params.sent(),
     }
-    return await client.post("/chat/completions", cast_to=httpx2.Response, body=body)
+    return TeacherRequest(key, stage, asked, CHAT, body, parse, pictures)
+
+
+def writer_id(config: SynthesisConfig, stage: Stage, template: str, model: str | None = None, **decisive: Any) -> str:
+    """The key of a question to the text teacher, or to `model`."""
+    params = config.prompt_params.sent()
+    if params:
+        decisive["prompt_parameters"] = params
+    return content_id(stage=stage, template=template, model=model or config.prompt_model, **decisive)
 
 
 def parse_reply(answer: Answer, reply: type[Reply]) -> Reply:
@@ -89,23 +106,37 @@ def parse_reply(answer: Answer, reply: type[Reply]) -> Reply:
         raise InvalidAnswer(f"the chat answer does not fit: {describe_fault(error)}"[:300]) from error
 
 
-def plan_prompt(client: openai.AsyncOpenAI, config: SynthesisConfig, topic: Topic) -> TeacherRequest[Prompt]:
-    """Ask the text teacher for a prompt on `topic`."""
+def plan_prompt(config: SynthesisConfig, topic: Topic) -> TeacherRequest[Prompt]:
+    """Ask the text teacher for a prompt on `topic` (prompt-first, paper section 2.1)."""
     words = topic.model_dump(include=set(TOPIC_WORDS))
-    key = content_id(stage="prompt", template=PROMPT_TEMPLATE, model=config.prompt_model, parents=[topic.id])
-
-    async def send() -> httpx2.Response:
-        text = render_template(PROMPT_TEMPLATE, topic=json.dumps(words, ensure_ascii=False))
-        return await ask_writer(client, config.prompt_model, text, PromptReply)
+    key = writer_id(config, "prompt", PROMPT_TEMPLATE, parents=[topic.id])
 
     def parse(answer: Answer) -> Prompt:
-        reply = parse_reply(answer, PromptReply)
-        if not reply.prompt.strip():
-            raise InvalidAnswer("the prompt is empty")
-        return prompt_of(key, topic, reply.prompt.strip(), PROMPT_TEMPLATE, config, answer)
+        return prompt_of(key, topic, read_prompt(answer), PROMPT_TEMPLATE, config, answer)
 
-    request = {"template": PROMPT_TEMPLATE, "topic": words}
-    return TeacherRequest(key, "prompt", config.prompt_model, request, send, parse)
+    message = render_template(PROMPT_TEMPLATE, topic=json.dumps(words, ensure_ascii=False))
+    return ask_writer(config, key, "prompt", message, PromptReply, parse)
+
+
+def plan_description(config: SynthesisConfig, source: SourceImage) -> TeacherRequest[Prompt]:
+    """Ask the text teacher for the prompt that a picture could have been made from (image-first, appendix C.1)."""
+    key = writer_id(config, "description", DESCRIPTION_TEMPLATE, parents=[source.id])
+    topic = Topic(id=key, pipeline="image_first")
+
+    def parse(answer: Answer) -> Prompt:
+        prompt = prompt_of(key, topic, read_prompt(answer), DESCRIPTION_TEMPLATE, config, answer)
+        return prompt.model_copy(update={"described": source})
+
+    message = render_template(DESCRIPTION_TEMPLATE)
+    return ask_writer(config, key, "description", message, PromptReply, parse, (source,))
+
+
+def read_prompt(answer: Answer) -> str:
+    """The prompt in an answer; an empty one is an [`InvalidAnswer`]."""
+    prompt = parse_reply(answer, PromptReply).prompt.strip()
+    if not prompt:
+        raise InvalidAnswer("the prompt is empty")
+    return prompt
 
 
 def prompt_of(key: str, topic: Topic, text: str, template: str, config: SynthesisConfig, answer: Answer) -> Prompt:

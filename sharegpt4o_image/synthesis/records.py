@@ -1,41 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finished samples of a run -> published rows."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from sharegpt4o_image.schema import TASKS, GeneratedImage, ImageFile, Record, Task
-from sharegpt4o_image.synthesis.blobs import BlobStore
+from sharegpt4o_image.schema import TASKS, GeneratedImage, ImageFile, Record, RejectedRecord, SourceImage, Task
+from sharegpt4o_image.synthesis.blobs import BlobStore, MissingBlob
 from sharegpt4o_image.synthesis.journal import Journal
 
-LICENSE_FACT = "license"  # the name under which the journal remembers the licence of the run's rows
+log = logging.getLogger(__name__)
 
 
 def iter_records(run_dir: Path) -> Iterator[Record]:
     """Every finished sample once: text-to-image rows first, then edits, each in the order of the run's plan.
 
-    Reads: the journal and the blobs of `run_dir`, one row at a time; a run that is still going on may be read.
+    Reads: the journal and the blobs of `run_dir`, one row at a time; a run that is still going on may be read. A row
+    whose picture is gone is left out, with a warning.
     """
+    for record, _ in _iter_rows(run_dir, is_rejected=False):
+        yield record
+
+
+def iter_rejected_records(run_dir: Path) -> Iterator[RejectedRecord]:
+    """Every picture that a gate refused, in the order of [`iter_records`]."""
+    for record, reason in _iter_rows(run_dir, is_rejected=True):
+        yield RejectedRecord(**dict(record), reject_reason=reason or "")
+
+
+def _iter_rows(run_dir: Path, is_rejected: bool) -> Iterator[tuple[Record, str | None]]:
     with closing(Journal.open(run_dir)) as journal:
-        row_license = journal.read_fact(LICENSE_FACT)
         for task in TASKS:
-            for item in journal.iter_finished(task):
-                assert item.image is not None
-                yield record_of(item.image, task, journal.blobs, row_license)
+            for item in journal.iter_items(task, is_rejected):
+                if item.image is None:
+                    continue
+                try:
+                    yield record_of(item.image, task, journal.blobs), item.reason
+                except MissingBlob as fault:
+                    log.warning("left out the row %s: %s", item.image.id, fault)
 
 
-def record_of(image: GeneratedImage, task: Task, blobs: BlobStore, row_license: str | None) -> Record:
+def record_of(image: GeneratedImage, task: Task, blobs: BlobStore) -> Record:
     """The published row of a picture; its bytes are those that the teacher sent."""
-    prompt, topic, source = image.prompt, image.prompt.topic, image.source
+    prompt, topic = image.prompt, image.prompt.topic
+    sources = image.sources or ((prompt.described,) if prompt.described else ())
+    first = image.sources[0] if image.sources else None
     return Record(
         id=image.id,
         task=task,
         input_prompt=prompt.text,
-        input_image=[_file(source, blobs)] if source else [],
+        input_image=[_file(source, blobs) for source in image.sources],
         output_image=_file(image, blobs),
         output_image_resolution=[image.width, image.height],
-        input_image_resolution=[source.width, source.height] if source else None,
+        input_image_resolution=[first.width, first.height] if first else None,
         pipeline=topic.pipeline,
         objects=topic.objects or None,
         background=topic.background,
@@ -50,19 +68,23 @@ def record_of(image: GeneratedImage, task: Task, blobs: BlobStore, row_license: 
         image_model=image.image_model,
         served_model=prompt.served_model,
         template_version=prompt.template_version,
-        image_params=image.image_params,
-        source_id=source.id if source else None,
-        source_origin="synthesized" if source else None,
-        source_license=row_license if source else None,
+        image_params=image.image_params | ({"served_model": image.served_model} if image.served_model else {}),
+        source_id=_joined(source.id for source in sources),
+        source_origin=_joined(source.origin for source in sources),
+        source_license=_joined(source.license or "unknown" for source in sources),
         output_sha256=image.sha256,
         output_phash=image.phash,
         usage={"prompt": prompt.usage, "image": image.usage},
         cost_usd=prompt.cost_usd + image.cost_usd,
         created_at=image.created_at,
         origin="synthesized",
-        license=row_license,
+        license=image.license,
     )
 
 
-def _file(image: GeneratedImage, blobs: BlobStore) -> ImageFile:
+def _joined(values: Iterator[str]) -> str | None:
+    return "; ".join(values) or None
+
+
+def _file(image: GeneratedImage | SourceImage, blobs: BlobStore) -> ImageFile:
     return ImageFile(bytes=blobs.read(image.sha256), path=f"{image.id}.{image.format}")

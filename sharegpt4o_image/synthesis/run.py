@@ -1,68 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A synthesis run from plan to finished samples: prompt-first text-to-image, then edits of those pictures.
+"""A synthesis run from plan to finished samples: the text-to-image pipelines, then the edits.
 
-Reads: the taxonomy, the teacher's answers, and what the run directory already holds.
+Reads: the taxonomy, photographs, the teachers' answers, and what the run directory already holds.
 Writes: `RUN/journal.sqlite` and `RUN/blobs/`; a re-run asks only for what is missing.
 """
 
 import asyncio
+import itertools
 import json
+import logging
 import signal
 import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-
-import openai
+from typing import Any
 
 from sharegpt4o_image.errors import UserError
-from sharegpt4o_image.schema import TASKS, GeneratedImage, Task
-from sharegpt4o_image.synthesis.client import check_endpoint, open_client, secret_key
+from sharegpt4o_image.schema import GeneratedImage, Pipeline
+from sharegpt4o_image.synthesis.batches import BatchTransport
+from sharegpt4o_image.synthesis.blobs import MissingBlob
+from sharegpt4o_image.synthesis.client import Clients, check_endpoints, open_clients, secrets
 from sharegpt4o_image.synthesis.config import SynthesisConfig
-from sharegpt4o_image.synthesis.journal import Journal, check_run_dir
-from sharegpt4o_image.synthesis.pipelines import Pipelines, Sample
-from sharegpt4o_image.synthesis.records import LICENSE_FACT
-from sharegpt4o_image.synthesis.scheduler import Dispatcher, Rejected, StopRun, Unfinished, run_workers
+from sharegpt4o_image.synthesis.edit_pipeline import Editing
+from sharegpt4o_image.synthesis.gates import BenchmarkPrompts
+from sharegpt4o_image.synthesis.inspection import Inspector, gates_id
+from sharegpt4o_image.synthesis.journal import Item, Journal, check_run_dir, utc_now
+from sharegpt4o_image.synthesis.ledger import Ledger
+from sharegpt4o_image.synthesis.limits import Stopped
+from sharegpt4o_image.synthesis.pipelines import Sample, TextToImage
+from sharegpt4o_image.synthesis.requests import CHAT, TeacherRequest
+from sharegpt4o_image.synthesis.scheduler import (
+    Bookkeeper,
+    DirectTransport,
+    Dispatcher,
+    EndOfBudget,
+    Rejected,
+    StopRun,
+    Transport,
+    Unfinished,
+    run_workers,
+)
+from sharegpt4o_image.synthesis.status import PLAN_FACT, STARTED_FACT, RunStatus, status_of
 from sharegpt4o_image.synthesis.taxonomy import Taxonomy, load_taxonomy
+from sharegpt4o_image.synthesis.teachers import Teachers, check_teachers, load_teachers
 
-OnProgress = Callable[[Task, int, int], None]
+OnProgress = Callable[[Pipeline, int, int], None]
 
-
-@dataclass(frozen=True)
-class RunStatus:
-    """Where a run stands.
-
-    Args:
-        records (`int`): finished samples, of both tasks.
-        by_task (`dict`): task -> finished samples.
-        attempts (`int`): requests that were sent, by all invocations together.
-        by_status (`dict`): status -> attempts; see `journal.py`.
-        rejected (`dict`): reason -> samples that get no picture.
-        spent_usd (`float`): what the answers cost.
-    """
-
-    records: int
-    by_task: dict[str, int]
-    attempts: int
-    by_status: dict[str, int]
-    rejected: dict[str, int]
-    spent_usd: float
-
-    def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(asdict(self))
-
-    def to_text(self) -> str:
-        """A few lines for people."""
-        statuses = ", ".join(f"{count:,} {status}" for status, count in sorted(self.by_status.items()))
-        lines = [f"{count:,} {task} records" for task, count in self.by_task.items()] or ["no records yet"]
-        lines.append(f"{self.attempts:,} attempts ({statuses or 'none'}), {self.spent_usd:.2f} USD spent")
-        lines += [f"rejected {count:,}: {reason}" for reason, count in self.rejected.items()]
-        return "\n".join(lines)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,16 +62,18 @@ class RunSummary:
     Args:
         run_dir (`str`): the run.
         new_attempts (`int`): requests that this invocation sent.
-        unfinished (`int`): samples that were tried and are left for the next invocation.
+        unfinished (`dict`): reason -> samples that were tried and are left for the next invocation.
         is_interrupted (`bool`): it was told to stop before the plan was done.
+        end_of_budget (`str`, *optional*): why no more may be spent, where that ended the invocation.
         seconds (`float`): how long it took.
         status ([`RunStatus`]): the whole run.
     """
 
     run_dir: str
     new_attempts: int
-    unfinished: int
+    unfinished: dict[str, int]
     is_interrupted: bool
+    end_of_budget: str | None
     seconds: float
     status: RunStatus
 
@@ -93,29 +85,14 @@ class RunSummary:
     def to_text(self) -> str:
         """A few lines for people."""
         lines = [self.status.to_text(), f"{self.new_attempts:,} of the attempts just now, in {self.seconds:.1f} s"]
+        lines += [f"unfinished {count:,}: {reason}" for reason, count in self.unfinished.items()]
         if self.is_interrupted:
             lines.append("interrupted: run the same command again to go on")
+        elif self.end_of_budget:
+            lines.append(f"stopped: {self.end_of_budget}; a larger --budget goes on")
         elif self.unfinished:
-            lines.append(f"{self.unfinished:,} samples unfinished: run the same command again to ask for them")
+            lines.append("run the same command again to ask for the unfinished ones")
         return "\n".join(lines)
-
-
-def read_status(run_dir: Path) -> RunStatus:
-    """Where the run in `run_dir` stands; it may be going on."""
-    with closing(Journal.open(run_dir)) as journal:
-        return _status_of(journal)
-
-
-def _status_of(journal: Journal) -> RunStatus:
-    by_task, by_status = journal.count_records(), journal.count_attempts()
-    return RunStatus(
-        records=by_task.total(),
-        by_task={task: by_task[task] for task in TASKS if by_task[task]},
-        attempts=by_status.total(),
-        by_status=dict(by_status),
-        rejected=dict(journal.count_rejections()),
-        spent_usd=journal.spent_usd(),
-    )
 
 
 def synthesize(
@@ -123,6 +100,8 @@ def synthesize(
     config: SynthesisConfig | None = None,
     *,
     limit: int | None = None,
+    budget_usd: float | None = None,
+    uses_batches: bool = False,
     on_progress: OnProgress | None = None,
 ) -> RunSummary:
     """Start a run, or go on with it; nothing that was answered is asked or paid again.
@@ -132,14 +111,22 @@ def synthesize(
     Args:
         run_dir (`Path`): where journal and pictures go.
         config ([`SynthesisConfig`], *optional*): what to make; defaults to the offline run.
-        limit (`int`, *optional*): number of topics, and of edits, instead of the configuration's.
-        on_progress (callable, *optional*): called with task, number of samples dealt with, and their total.
+        limit (`int`, *optional*): number of samples of each pipeline, instead of the configuration's.
+        budget_usd (`float`, *optional*): the most that the run may cost, all its invocations together.
+        uses_batches (`bool`, *optional*, defaults to `False`): order pictures through the Batch API.
+        on_progress (callable, *optional*): called with pipeline, number of samples dealt with, and their total.
     """
     config = (config or SynthesisConfig()).with_limit(limit)
     taxonomy = load_taxonomy(config.taxonomy)
+    teachers = load_teachers(config.teachers)
+    for warning in check_teachers(config, teachers, datetime.now(UTC).date()):
+        log.warning(warning)
+    if budget_usd is not None:
+        _check_prices(config, teachers)
     check_run_dir(run_dir)
+    plan = _Plan(run_dir, config, taxonomy, teachers, budget_usd, uses_batches)
     try:
-        return asyncio.run(_synthesize(run_dir, config, taxonomy, on_progress))
+        return asyncio.run(_synthesize(plan, on_progress))
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None  # the second Ctrl-C
     except (OSError, sqlite3.OperationalError) as error:
@@ -149,28 +136,45 @@ def synthesize(
         ) from error
 
 
-async def _synthesize(
-    run_dir: Path, config: SynthesisConfig, taxonomy: Taxonomy, on_progress: OnProgress | None
-) -> RunSummary:
+@dataclass(frozen=True)
+class _Plan:
+    """All that is decided before a run begins."""
+
+    run_dir: Path
+    config: SynthesisConfig
+    taxonomy: Taxonomy
+    teachers: Teachers
+    budget_usd: float | None
+    uses_batches: bool
+
+
+def _models(config: SynthesisConfig) -> list[str]:
+    judge = [config.gates.judge.model] if config.gates.judge else []
+    return list(dict.fromkeys([config.prompt_model, config.image_model, *judge]))
+
+
+def _check_prices(config: SynthesisConfig, teachers: Teachers) -> None:
+    """A budget means nothing for a model whose price is not known."""
+    for model in _models(config):
+        if teachers.price_of(model, config) is None:
+            raise UserError(
+                f"--budget needs the price of {model}, which the registry does not have; add it under `prices` "
+                "in the configuration, in US dollars for a million tokens"
+            )
+
+
+async def _synthesize(plan: _Plan, on_progress: OnProgress | None) -> RunSummary:
     started = time.monotonic()
-    async with open_client(config) as client:
-        await check_endpoint(client, config)
-        with closing(Journal.create_or_resume(run_dir, secrets=(secret_key() or "",))) as journal:
-            journal.write_fact(LICENSE_FACT, config.license)
-            invocation = _Invocation(journal, config, on_progress)
+    async with open_clients(plan.config) as clients:
+        await check_endpoints(clients, plan.config)
+        with closing(Journal.create_or_resume(plan.run_dir, secrets())) as journal:
+            invocation = _Invocation(plan, journal, clients, on_progress)
             with _drained_on_signal(invocation.stop):
-                await invocation.work_off(client, taxonomy)
+                await invocation.work_off()
             if invocation.stop_reason is not None:
                 reason = invocation.stop_reason
                 raise UserError(f"the run stopped ({reason}); put that right and run the same command again")
-            return RunSummary(
-                run_dir=str(run_dir),
-                new_attempts=invocation.dispatcher.num_attempts,
-                unfinished=invocation.num_unfinished,
-                is_interrupted=invocation.stop.is_set(),
-                seconds=round(time.monotonic() - started, 3),
-                status=_status_of(journal),
-            )
+            return invocation.summarize(round(time.monotonic() - started, 3))
 
 
 @contextmanager
@@ -199,44 +203,110 @@ def _drained_on_signal(stop: asyncio.Event) -> Iterator[None]:
 class _Invocation:
     """One invocation of `synthesize`: works through the pipelines and keeps the books of their samples."""
 
-    def __init__(self, journal: Journal, config: SynthesisConfig, on_progress: OnProgress | None):
+    def __init__(self, plan: _Plan, journal: Journal, clients: Clients, on_progress: OnProgress | None):
+        config = plan.config
         self.stop = asyncio.Event()
         self.stop_reason: str | None = None
-        self.num_unfinished = 0
+        self._end_of_budget: str | None = None
+        self._unfinished: Counter[str] = Counter()
+        self._plan = plan
         self._journal = journal
-        self._config = config
         self._on_progress = on_progress
-        self.dispatcher = Dispatcher(journal, config, self.stop)
-        self._num_done: Counter[Task] = Counter()
+        self._gates = gates_id(config.gates)
+        self._inspector = Inspector(journal, config, plan.taxonomy, self._gates)
+        prices = {model: price for model in _models(config) if (price := plan.teachers.price_of(model, config))}
+        books = Bookkeeper(journal, Ledger(journal, plan.budget_usd, self.stop), prices)
+        self._direct = DirectTransport(clients, books, config, self.stop)
+        self._batches = BatchTransport(clients.images, books, config, self.stop) if plan.uses_batches else None
+        self._dispatcher = Dispatcher(journal, config, self._transport_of)
+        self._num_attempts_before = journal.count_attempts().total()
+        self._num_done: Counter[Pipeline] = Counter()
+        self._planned: dict[Pipeline, int] = {
+            "prompt_first": config.num_topics,
+            "image_first": config.num_described,
+            "document": config.num_documents,
+            "editing": config.num_edits,
+        }
 
-    async def work_off(self, client: openai.AsyncOpenAI, taxonomy: Taxonomy) -> None:
+    def _transport_of(self, request: TeacherRequest[Any]) -> Transport:
+        if self._batches is None or request.route == CHAT:
+            return self._direct
+        return self._batches
+
+    async def work_off(self) -> None:
         """Make the samples that are missing: text-to-image first, whose pictures are the sources of the edits."""
-        pipelines = Pipelines(client, self._config, taxonomy, self._journal.blobs, self._find_source)
-        for samples in (pipelines.prompt_first(), pipelines.editing()):
-            await run_workers(samples, self._settle, self._config.num_workers, self.stop)
+        config, journal = self._plan.config, self._journal
+        journal.write_fact(PLAN_FACT, json.dumps({name: count for name, count in self._planned.items() if count}))
+        journal.write_fact(STARTED_FACT, utc_now())
+        benchmarks = BenchmarkPrompts([Path(path) for path in config.gates.benchmark_prompts])
+        pictures = TextToImage(config, self._plan.taxonomy, journal.blobs, benchmarks)
+        editing = Editing(config, self._plan.taxonomy, journal, pictures)
+        phases: list[Iterable[Sample]] = [
+            itertools.chain(pictures.prompt_first(), pictures.image_first(), pictures.documents()),
+            *(editing.edits(depth) for depth in range(config.edit_turns if config.num_edits else 0)),
+        ]
+        if self._batches is None:
+            self._refuse_open_batches()
+            await self._work_off(phases, config.num_workers)
+            return
+        try:
+            async with self._batches.working():
+                await self._work_off(phases, config.batch_size * config.open_batches)
+        except StopRun as end:
+            self.stop_reason = str(end)
+        except Stopped:
+            return  # interrupted while an earlier job was waited for
 
-    def _find_source(self, item: str) -> GeneratedImage | None:
-        found = self._journal.find_item(item)
-        return found.image if found else None
+    async def _work_off(self, phases: Iterable[Iterable[Sample]], num_workers: int) -> None:
+        for samples in phases:
+            await run_workers(samples, self._settle, num_workers, self.stop)
+
+    def _refuse_open_batches(self) -> None:
+        """What was ordered through the Batch API must not be ordered again."""
+        if (count := len(self._journal.pending_submissions())) > 0:
+            raise UserError(f"{count} jobs of the Batch API are open in this run; go on with --batch to fetch them")
 
     async def _settle(self, sample: Sample) -> None:
         """See to it that the journal knows what became of a sample."""
-        if self._journal.find_item(sample.item) is None:
+        found = self._journal.find_item(sample.item)
+        if found is None or found.gates != self._gates:
             try:
-                image = await sample.make(self.dispatcher)
-                self._journal.finish_item(sample.item, sample.task, sample.position, image)
-            except Rejected as rejection:
-                self._journal.reject_item(sample.item, sample.task, sample.position, str(rejection))
-            except Unfinished:
-                self.num_unfinished += 1
+                await self._decide(sample)
+            except (Unfinished, MissingBlob) as fault:
+                self._unfinished[str(fault)] += 1
+            except EndOfBudget as end:
+                self._end_of_budget = str(end)
+                self.stop.set()
             except StopRun as end:
                 self.stop_reason = self.stop_reason or str(end)
-                self.num_unfinished += 1
                 self.stop.set()
-        self._report(sample.task)
+        self._report(sample.pipeline)
 
-    def _report(self, task: Task) -> None:
-        self._num_done[task] += 1
+    async def _decide(self, sample: Sample) -> None:
+        image: GeneratedImage | None = None
+        thumbnail = reason = None
+        try:
+            image = await sample.make(self._dispatcher)
+            verdict = await self._inspector.inspect(sample.item, image, self._dispatcher)
+            image, reason, thumbnail = verdict.image, verdict.reason, verdict.thumbnail
+        except Rejected as rejection:
+            reason = str(rejection)
+        item = Item(sample.item, sample.pipeline, sample.task, sample.position, image, reason, self._gates, utc_now())
+        self._journal.decide(item, thumbnail)
+
+    def _report(self, pipeline: Pipeline) -> None:
+        self._num_done[pipeline] += 1
         if self._on_progress is not None:
-            total = self._config.num_topics if task == "text_to_image" else self._config.num_edits
-            self._on_progress(task, self._num_done[task], total)
+            self._on_progress(pipeline, self._num_done[pipeline], self._planned[pipeline])
+
+    def summarize(self, seconds: float) -> RunSummary:
+        """What was done."""
+        return RunSummary(
+            run_dir=str(self._plan.run_dir),
+            new_attempts=self._journal.count_attempts().total() - self._num_attempts_before,
+            unfinished=dict(self._unfinished.most_common()),
+            is_interrupted=self.stop.is_set() and self._end_of_budget is None,
+            end_of_budget=self._end_of_budget,
+            seconds=seconds,
+            status=status_of(self._journal, is_running=False),
+        )

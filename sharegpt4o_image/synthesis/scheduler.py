@@ -7,11 +7,11 @@ killed, goes on where it was.
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Protocol, TypeVar
 
-import httpx2
 import openai
 import tenacity
 
@@ -19,40 +19,26 @@ from sharegpt4o_image.synthesis.answers import (
     BlockedAnswer,
     Failure,
     InvalidAnswer,
+    Reply,
     classify_failure,
     cost_of,
     unpack_answer,
     usage_of,
 )
+from sharegpt4o_image.synthesis.client import Clients
 from sharegpt4o_image.synthesis.config import Price, SynthesisConfig
 from sharegpt4o_image.synthesis.journal import Answer, Journal, Stage
+from sharegpt4o_image.synthesis.ledger import BudgetSpent, Ledger
+from sharegpt4o_image.synthesis.limits import RouteLimits, Stopped, wait_or_stop
+from sharegpt4o_image.synthesis.requests import CHAT, Product, Route, TeacherRequest, send
 
 Job = TypeVar("Job")
-Product = TypeVar("Product")
 
-_FREE = Price()
-_MIN_FAILURES_IN_A_ROW = 3  # a run with one worker does not stop at the first failure
+FREE = Price()
+
+_MIN_USELESS_IN_A_ROW = 9  # answers of no use, and nothing else, after which a run stops (our choice)
+_MAX_REFUSALS_BEFORE_ANY_ANSWER = 3
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 30.0
-_LONGEST_RETRY_AFTER_SECONDS = 600.0  # of what a teacher may ask for: it may mean a day
-
-
-@dataclass(frozen=True)
-class TeacherRequest(Generic[Product]):
-    """One question to a teacher.
-
-    Args:
-        key (`str`): hash of everything that decides the answer; see `schema.content_id`.
-        request (`dict`): what is asked, for the journal; without pictures.
-        send (callable): sends it, once.
-        parse (callable): makes the product of an answer, or raises [`InvalidAnswer`] or [`BlockedAnswer`].
-    """
-
-    key: str
-    stage: Stage
-    model: str
-    request: Mapping[str, Any]
-    send: Callable[[], Awaitable[httpx2.Response]]
-    parse: Callable[[Answer], Product]
 
 
 class Rejected(Exception):
@@ -67,25 +53,255 @@ class Unfinished(Exception):
         self.failure = failure
 
 
+class Refused(Exception):
+    """The teacher finds fault with the request itself; it would with the same one again."""
+
+
 class StopRun(Exception):
     """No further request would fare better; the message says why."""
 
 
+class EndOfBudget(StopRun):
+    """The run may not spend more."""
+
+
+# --------------------------------------------------------------------------- keeping the books
+
+
+@dataclass(frozen=True)
+class OpenAttempt:
+    """A request that was, or is about to be, sent; `discount` is the part of the price that is paid."""
+
+    number: int
+    stage: Stage
+    model: str
+    reserved_usd: float
+    discount: float = 1.0
+
+
+class Bookkeeper:
+    """Writes down what came of attempts: their answers, their costs, their failures.
+
+    Args:
+        prices (`dict`): model -> price; a model without one is counted as free.
+    """
+
+    def __init__(self, journal: Journal, ledger: Ledger, prices: dict[str, Price]):
+        self.journal = journal
+        self.ledger = ledger
+        self._prices = prices
+
+    def begin(
+        self, request: TeacherRequest[Any], reserved_usd: float, discount: float = 1.0, submission: str | None = None
+    ) -> OpenAttempt:
+        """Write down that a request is about to be sent."""
+        number = self.journal.begin(
+            request.key, request.stage, request.model, request.written, reserved_usd, submission
+        )
+        return OpenAttempt(number, request.stage, request.model, reserved_usd, discount)
+
+    async def store_answer(self, attempt: OpenAttempt, reply: Reply, seconds: float | None = None) -> Answer:
+        """Write an answer down, picture first, before anybody reads meaning into it.
+
+        Raises [`InvalidAnswer`] when it is none.
+        """
+        columns = {"http_status": 200, "request_id": reply.request_id, "seconds": seconds}
+        try:
+            unpacked = unpack_answer(reply.content)
+        except InvalidAnswer as fault:
+            raw = await asyncio.to_thread(self.journal.blobs.write, self.journal.clean_bytes(reply.content))
+            known = self._settle(attempt, fault.usage)
+            self.journal.end(attempt.number, "invalid", reason=str(fault), blob=raw, **known, **columns)
+            raise
+        picture = None
+        if unpacked.picture is not None:
+            picture = await asyncio.to_thread(self.journal.blobs.write, unpacked.picture)
+        usage = usage_of(unpacked.body) or {}
+        known = self._settle(attempt, usage)
+        named = unpacked.body.get("model")
+        served_model = named if isinstance(named, str) else None
+        body = json.dumps(unpacked.body, ensure_ascii=False)
+        ended_at = self.journal.end(
+            attempt.number, "ok", answer=body, blob=picture, served_model=served_model, **known, **columns
+        )
+        return Answer(attempt.number, unpacked.body, picture, served_model, usage, known["cost_usd"], ended_at)
+
+    def _settle(self, attempt: OpenAttempt, usage: dict[str, Any] | None) -> dict[str, Any]:
+        """The columns that say what an answer cost; without its token counts the reservation stays."""
+        if usage is None:
+            self.ledger.settle(attempt.reserved_usd, None)
+            return {"cost_usd": 0.0}
+        cost_usd = cost_of(usage, self._prices.get(attempt.model, FREE))
+        self.ledger.learn(attempt.stage, attempt.model, cost_usd)
+        self.ledger.settle(attempt.reserved_usd, cost_usd * attempt.discount)
+        return {"usage": json.dumps(usage), "cost_usd": cost_usd * attempt.discount, "reserved_usd": 0.0}
+
+    def store_failure(self, attempt: OpenAttempt, failure: Failure, seconds: float | None = None) -> Failure:
+        """Write a failure down; returns it without the secrets that the teacher may have repeated."""
+        failure = replace(failure, reason=self.journal.clean(failure.reason))
+        is_open = failure.status == "lost"
+        self.ledger.settle(attempt.reserved_usd, None if is_open else 0.0)
+        self.journal.end(
+            attempt.number,
+            failure.status,
+            reason=failure.reason,
+            http_status=failure.http_status,
+            request_id=failure.request_id,
+            retry_after_seconds=failure.retry_after_seconds,
+            answer=failure.answer,
+            reserved_usd=attempt.reserved_usd if is_open else 0.0,
+            seconds=seconds,
+        )
+        return failure
+
+
+# --------------------------------------------------------------------------- transports
+
+
+class Transport(Protocol):
+    """A way to the teacher."""
+
+    async def ask(self, request: TeacherRequest[Any]) -> Answer:
+        """The journalled answer; raises `InvalidAnswer`, [`Unfinished`], [`Rejected`] or [`StopRun`]."""
+
+
+class DirectTransport:
+    """Sends each request by itself, in turn, and again where the refusal passes."""
+
+    def __init__(self, clients: Clients, books: Bookkeeper, config: SynthesisConfig, stop: asyncio.Event):
+        self._clients = clients
+        self._books = books
+        self._config = config
+        self._stop = stop
+        self._limits: dict[tuple[Route, str], RouteLimits] = {}
+        self._tokens: dict[str, float] = {}
+
+    def limits_of(self, request: TeacherRequest[Any]) -> RouteLimits:
+        """The turns of the request's route and model."""
+        name = (request.route, request.model)
+        if name not in self._limits:
+            self._limits[name] = RouteLimits(self._config.num_workers, self._stop)
+        return self._limits[name]
+
+    async def ask(self, request: TeacherRequest[Any]) -> Answer:
+        """Send a request until it is answered; refusals that pass by themselves are waited out."""
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception(_may_pass),
+            stop=_StopAfterFailures(self._config.max_attempts),
+            wait=_wait_seconds,
+            sleep=lambda seconds: wait_or_stop(seconds, self._stop),
+            reraise=True,
+        )
+        try:
+            answer: Answer = await retrying(self._attempt, request)
+        except Stopped:
+            raise Unfinished("the run was stopped") from None
+        return answer
+
+    async def _attempt(self, request: TeacherRequest[Any]) -> Answer:
+        limits, ledger = self.limits_of(request), self._books.ledger
+        try:
+            reserved_usd = await ledger.reserve(request.stage, request.model)
+        except BudgetSpent as end:
+            raise EndOfBudget(str(end)) from end
+        try:
+            await limits.enter(self._tokens.get(request.stage, 0.0), request.num_images)
+        except BaseException:
+            ledger.settle(reserved_usd, 0.0)
+            raise
+        try:
+            return await self._send(request, limits, reserved_usd)
+        finally:
+            limits.leave()
+
+    async def _send(self, request: TeacherRequest[Any], limits: RouteLimits, reserved_usd: float) -> Answer:
+        client = self._clients.prompts if request.route == CHAT else self._clients.images
+        attempt = self._books.begin(request, reserved_usd)
+        started = time.monotonic()
+        try:
+            reply = await send(request, client, self._books.journal.blobs)
+        except openai.OpenAIError as error:
+            failure = classify_failure(error)
+            failure = self._books.store_failure(attempt, failure, time.monotonic() - started)
+            limits.learn(failure.headers)
+            if not failure.is_final:
+                limits.note_failure(failure)
+            raise self._consequence(failure, limits) from error
+        limits.learn(reply.headers)
+        limits.note_answer()
+        answer = await self._books.store_answer(attempt, reply, time.monotonic() - started)
+        total = answer.usage.get("total_tokens")
+        self._tokens[request.stage] = float(total) if isinstance(total, int | float) else 0.0
+        return answer
+
+    def _consequence(self, failure: Failure, limits: RouteLimits) -> Exception:
+        patience = self._config.patience_seconds
+        if (failure.retry_after_seconds or 0.0) > patience and not failure.is_final:
+            return StopRun(f"the teacher asks to wait {failure.retry_after_seconds:.0f} s; {failure.reason}")
+        if limits.seconds_without_answer > patience:
+            return StopRun(f"no request was answered for {limits.seconds_without_answer:.0f} s; {failure.reason}")
+        return consequence_of(failure)
+
+
+def consequence_of(failure: Failure) -> Exception:
+    """What a failure means for the item that asked."""
+    if failure.stops_run:
+        return StopRun(failure.reason)
+    if failure.status == "blocked":
+        return Rejected(failure.reason)
+    return Refused(failure.reason) if failure.is_final else Unfinished(failure.reason, failure)
+
+
+class _StopAfterFailures:
+    """tenacity's `stop`: so many failures, not counting the refusals that only ask to wait."""
+
+    def __init__(self, max_failures: int):
+        self._left = max_failures
+
+    def __call__(self, state: tenacity.RetryCallState) -> bool:
+        failure = _failure_of(state)
+        self._left -= failure is None or not failure.is_rate_limit
+        return self._left <= 0
+
+
+def _failure_of(state: tenacity.RetryCallState) -> Failure | None:
+    error = state.outcome.exception() if state.outcome else None
+    return error.failure if isinstance(error, Unfinished) else None
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the same request may fare better later."""
+    return isinstance(error, Unfinished) and error.failure is not None
+
+
+def _wait_seconds(state: tenacity.RetryCallState) -> float:
+    """What the teacher asks for, or else an exponential wait with jitter."""
+    failure = _failure_of(state)
+    if failure and failure.retry_after_seconds is not None:
+        return failure.retry_after_seconds
+    return tenacity.wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS)(state)
+
+
+# --------------------------------------------------------------------------- questions
+
+
 class Dispatcher:
-    """Sends requests and keeps the journal.
+    """Answers questions: out of the journal, or else by asking a teacher.
 
     Args:
         journal ([`Journal`]): where every attempt is written down.
-        config ([`SynthesisConfig`]): limits and prices.
-        stop (`asyncio.Event`): once set, nothing is sent any more.
+        config ([`SynthesisConfig`]): how often a question is asked.
+        transports (callable): the way that a request takes.
     """
 
-    def __init__(self, journal: Journal, config: SynthesisConfig, stop: asyncio.Event):
+    def __init__(
+        self, journal: Journal, config: SynthesisConfig, transports: Callable[[TeacherRequest[Any]], Transport]
+    ):
         self._journal = journal
         self._config = config
-        self._stop = stop
-        self._failures_in_a_row = 0
-        self.num_attempts = 0
+        self._transport_of = transports
+        self._useless: dict[Route, int] = {}  # answers of no use in a row
+        self._has_answered: set[Route] = set()
 
     async def obtain(self, request: TeacherRequest[Product]) -> Product:
         """The product of a request: out of the journal if it was answered before, else from the teacher.
@@ -103,123 +319,48 @@ class Dispatcher:
             try:
                 if answer is None:
                     if asked >= self._config.max_asks:
-                        raise Rejected(f"{last_fault} ({asked} answers)")
+                        raise self._give_up(request.route, f"{last_fault} ({asked} answers)")
                     asked += 1
-                    answer = await self._ask(request)
-                return request.parse(answer)
+                    answer = await self._transport_of(request).ask(request)
+                product = await _parse(request, answer)
+                self._note_useful(request.route)
+                return product
             except InvalidAnswer as fault:
                 last_fault = str(fault)
                 if answer is not None:
                     self._journal.mark(answer.attempt, "invalid", last_fault)
                 answer = None
+                self._note_useless(request.route, last_fault)
+            except Refused as refusal:
+                self._note_useless(request.route, str(refusal))
+                raise self._give_up(request.route, str(refusal)) from refusal
             except BlockedAnswer as fault:
                 if answer is not None:
                     self._journal.mark(answer.attempt, "blocked", str(fault))
                 raise Rejected(str(fault)) from fault
 
-    async def _ask(self, request: TeacherRequest[Any]) -> Answer:
-        """Send a request until it is answered; refusals that pass by themselves are waited out."""
-        retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception(_may_pass),
-            stop=tenacity.stop_after_attempt(self._config.max_attempts),
-            wait=_wait_seconds,
-            sleep=self._sleep,
-            reraise=True,
-        )
-        try:
-            answer: Answer = await retrying(self._attempt, request)
-        except Unfinished as error:
-            self._count_failure(error)
-            raise
-        self._failures_in_a_row = 0
-        return answer
+    def _note_useful(self, route: Route) -> None:
+        self._has_answered.add(route)
+        self._useless[route] = 0
 
-    def _count_failure(self, error: Unfinished) -> None:
-        """Give up the run when as many requests in a row as there are workers found no teacher."""
-        self._failures_in_a_row += error.failure is not None
-        if self._failures_in_a_row >= max(_MIN_FAILURES_IN_A_ROW, self._config.num_workers):
-            raise StopRun(f"{self._failures_in_a_row} requests in a row failed, the last one with: {error}") from error
+    def _note_useless(self, route: Route, fault: str) -> None:
+        """Stop the run where the fault seems to be the endpoint's: nothing but answers of no use comes from it."""
+        self._useless[route] = count = self._useless.get(route, 0) + 1
+        if count >= max(_MIN_USELESS_IN_A_ROW, self._config.num_workers):
+            raise StopRun(f"{count} answers in a row were of no use, the last one: {fault}")
 
-    async def _sleep(self, seconds: float) -> None:
-        """Wait before a retry; ends early when the run is stopped."""
-        try:
-            await asyncio.wait_for(self._stop.wait(), seconds)
-        except TimeoutError:
-            return
-
-    async def _attempt(self, request: TeacherRequest[Any]) -> Answer:
-        if self._stop.is_set():
-            raise Unfinished("the run was stopped")
-        attempt = self._journal.begin(request.key, request.stage, request.model, request.request)
-        self.num_attempts += 1
-        try:
-            response = await request.send()
-        except openai.OpenAIError as error:
-            failure = classify_failure(error)
-            failure = replace(failure, reason=self._journal.clean(failure.reason))
-            self._journal.end(attempt, failure.status, **_columns(failure))
-            raise _consequence(failure) from error
-        return await self._store(attempt, request, response)
-
-    async def _store(self, attempt: int, request: TeacherRequest[Any], response: httpx2.Response) -> Answer:
-        """Write an answer down, picture first, before anybody reads meaning into it."""
-        columns = {"http_status": response.status_code, "request_id": response.headers.get("x-request-id")}
-        try:
-            unpacked = unpack_answer(response.content)
-        except InvalidAnswer as fault:
-            raw = await asyncio.to_thread(self._journal.blobs.write, self._journal.clean_bytes(response.content))
-            self._journal.end(attempt, "invalid", reason=str(fault), blob=raw, **columns)
-            raise
-        usage = usage_of(unpacked.body)
-        cost_usd = cost_of(usage, self._config.prices.get(request.model, _FREE))
-        named = unpacked.body.get("model")
-        served_model = named if isinstance(named, str) else None
-        picture = None
-        if unpacked.picture is not None:
-            picture = await asyncio.to_thread(self._journal.blobs.write, unpacked.picture)
-        ended_at = self._journal.end(
-            attempt,
-            "ok",
-            answer=json.dumps(unpacked.body, ensure_ascii=False),
-            blob=picture,
-            served_model=served_model,
-            usage=json.dumps(usage),
-            cost_usd=cost_usd,
-            **columns,
-        )
-        return Answer(attempt, unpacked.body, picture, served_model, usage, cost_usd, ended_at)
+    def _give_up(self, route: Route, reason: str) -> Exception:
+        """Reject an item for good only where the route has been seen to work."""
+        if route in self._has_answered:
+            return Rejected(reason)
+        if self._useless.get(route, 0) >= _MAX_REFUSALS_BEFORE_ANY_ANSWER:
+            return StopRun(f"the teacher answers nothing on {route} but: {reason}")
+        return Unfinished(reason)
 
 
-def _columns(failure: Failure) -> dict[str, Any]:
-    return {
-        "reason": failure.reason,
-        "http_status": failure.http_status,
-        "request_id": failure.request_id,
-        "retry_after_seconds": failure.retry_after_seconds,
-        "answer": failure.answer,
-    }
-
-
-def _consequence(failure: Failure) -> Exception:
-    if failure.stops_run:
-        return StopRun(failure.reason)
-    if failure.is_final:
-        return Rejected(failure.reason)
-    return Unfinished(failure.reason, failure)
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Whether the same request may fare better later."""
-    return isinstance(error, Unfinished) and error.failure is not None
-
-
-def _wait_seconds(state: tenacity.RetryCallState) -> float:
-    """What the teacher asks for, or else an exponential wait with jitter."""
-    error = state.outcome.exception() if state.outcome else None
-    failure = error.failure if isinstance(error, Unfinished) else None
-    if failure and failure.retry_after_seconds is not None:
-        return min(failure.retry_after_seconds, _LONGEST_RETRY_AFTER_SECONDS)
-    return tenacity.wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS)(state)
+async def _parse(request: TeacherRequest[Product], answer: Answer) -> Product:
+    """The product of an answer; pictures are decoded beside the event loop."""
+    return await asyncio.to_thread(request.parse, answer) if request.num_images else request.parse(answer)
 
 
 async def run_workers(

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sharegpt4o_image.errors import UserError
-from sharegpt4o_image.schema import GeneratedImage, Prompt, Topic
-from sharegpt4o_image.synthesis.journal import FILE_NAME, Journal, check_run_dir
+from sharegpt4o_image.schema import GeneratedImage, Pipeline, Prompt, Task, Topic
+from sharegpt4o_image.synthesis.journal import FILE_NAME, Item, Journal, check_run_dir, is_held
 
 
 def image(name: str) -> GeneratedImage:
@@ -35,6 +35,17 @@ def image(name: str) -> GeneratedImage:
     )
 
 
+def item(
+    name: str,
+    position: int,
+    picture: GeneratedImage | None = None,
+    reason: str | None = None,
+    pipeline: Pipeline = "prompt_first",
+) -> Item:
+    task: Task = "text_and_image_to_image" if pipeline == "editing" else "text_to_image"
+    return Item(name, pipeline, task, position, picture, reason, "gates", "2026-11-23T00:00:00+00:00")
+
+
 def test_attempt_is_lost_until_it_ends(tmp_path: Path) -> None:
     with closing(Journal.create_or_resume(tmp_path / "run")) as journal:
         attempt = journal.begin("key", "prompt", "writer", {"topic": "circle"})
@@ -51,13 +62,14 @@ def test_answers_survive_reopening(tmp_path: Path) -> None:
     with closing(Journal.create_or_resume(run_dir)) as journal:
         journal.end(journal.begin("key", "image", "painter", {}), "ok", answer="{}", usage="{}", cost_usd=0.5)
         journal.end(journal.begin("blocked", "image", "painter", {}), "blocked", reason="violence")
-        journal.end(journal.begin("bad", "image", "painter", {}), "invalid", reason="not JSON")
+        journal.end(journal.begin("bad", "image", "painter", {}), "invalid", reason="not JSON", http_status=200)
+        journal.end(journal.begin("bad", "image", "painter", {}), "invalid", reason="400", http_status=400)
     with closing(Journal.create_or_resume(run_dir)) as journal:
         assert journal.find_answer("key") is not None
         assert journal.find_block("blocked") == "violence"
         assert journal.count_invalid("bad") == 1
         assert journal.spent_usd() == 0.5
-        assert journal.count_attempts() == {"ok": 1, "blocked": 1, "invalid": 1}
+        assert journal.count_attempts() == {"ok": 1, "blocked": 1, "invalid": 2}
 
 
 def test_a_request_is_answered_once(tmp_path: Path) -> None:
@@ -71,12 +83,16 @@ def test_a_request_is_answered_once(tmp_path: Path) -> None:
 def test_items_come_in_the_order_of_the_plan(tmp_path: Path) -> None:
     with closing(Journal.create_or_resume(tmp_path / "run")) as journal:
         for position in (2, 0, 1):
-            journal.finish_item(f"item {position}", "text_to_image", position, image(f"image {position}"))
-        journal.reject_item("item 3", "text_to_image", 3, "blocked")
-        journal.finish_item("item 4", "text_and_image_to_image", 0, image("image 4"))
-        names = [item.image.id for item in journal.iter_finished("text_to_image") if item.image]
-        assert names == ["image 0", "image 1", "image 2"]
-        assert journal.count_records() == {"text_to_image": 3, "text_and_image_to_image": 1}
+            journal.decide(item(f"item {position}", position, image(f"image {position}")))
+        journal.decide(item("item 3", 3, reason="blocked"))
+        journal.decide(item("item 4", 0, image("image 4"), pipeline="editing"))
+        journal.decide(item("item 5", 0, image("image 5"), pipeline="document"))
+        names = [item.image.id for item in journal.iter_items("text_to_image") if item.image]
+        assert names == ["image 0", "image 1", "image 2", "image 5"]
+        assert [item.item for item in journal.iter_items()][-1] == "item 4"
+        assert [item.item for item in journal.iter_items(is_rejected=True)] == ["item 3"]
+        assert journal.count_records() == {"text_to_image": 4, "text_and_image_to_image": 1}
+        assert journal.count_items() == {"prompt_first": 4, "document": 1, "editing": 1}
         assert journal.count_rejections() == {"blocked": 1}
         found = journal.find_item("item 3")
         assert found is not None
@@ -89,7 +105,7 @@ def test_secrets_are_cut_out(tmp_path: Path) -> None:
         attempt = journal.begin("key", "image", "painter", {"prompt": "draw sk-secret"})
         journal.end(attempt, "ok", answer='{"echo": "sk-secret"}', usage="{}", reason="key sk-secret")
         journal.mark(attempt, "invalid", "sk-secret is wrong")
-        journal.reject_item("item", "text_to_image", 0, "sk-secret")
+        journal.decide(item("item", 0, reason="sk-secret"))
     assert not any(b"sk-secret" in path.read_bytes() for path in run_dir.rglob("*") if path.is_file())
 
 
@@ -125,7 +141,9 @@ def test_two_processes_cannot_have_the_same_run(tmp_path: Path) -> None:
         process.stdout.readline()
         with pytest.raises(UserError, match="another process"):
             Journal.create_or_resume(run_dir)
+        assert is_held(run_dir)
         process.kill()
+    assert not is_held(run_dir)
     Journal.create_or_resume(run_dir).close()
 
 

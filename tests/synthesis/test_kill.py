@@ -17,7 +17,8 @@ from PIL import Image
 from sharegpt4o_image.synthesis.config import SynthesisConfig
 from sharegpt4o_image.synthesis.journal import FILE_NAME
 from sharegpt4o_image.synthesis.records import iter_records
-from sharegpt4o_image.synthesis.run import read_status, synthesize
+from sharegpt4o_image.synthesis.run import synthesize
+from sharegpt4o_image.synthesis.status import read_status
 
 NUM_KILLS = 10
 NUM_SAMPLES = 40

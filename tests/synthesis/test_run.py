@@ -30,7 +30,8 @@ from sharegpt4o_image.synthesis.config import SynthesisConfig, load_config
 from sharegpt4o_image.synthesis.images import difference_hash
 from sharegpt4o_image.synthesis.prompts import render_template
 from sharegpt4o_image.synthesis.records import iter_records
-from sharegpt4o_image.synthesis.run import read_status, synthesize
+from sharegpt4o_image.synthesis.run import synthesize
+from sharegpt4o_image.synthesis.status import read_status
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = SynthesisConfig(num_topics=12, num_edits=12)
@@ -175,7 +176,7 @@ def test_faulty_teacher_loses_nothing(tmp_path: Path, records: list[Record]) -> 
         config = SMALL.model_copy(update={"base_url": teacher.base_url})
         summary = synthesize(tmp_path / "run", config)
         assert set(teacher.served.values()) == {1}
-    assert (summary.unfinished, summary.status.rejected) == (0, {})
+    assert (summary.unfinished, summary.status.rejected) == ({}, {})
     assert set(summary.status.by_status) == {"ok", "retry", "invalid"}
     assert identity(list(iter_records(tmp_path / "run"))) == identity(records)
 
@@ -189,11 +190,9 @@ def test_moderation_and_missing_sources_leave_a_reason(tmp_path: Path) -> None:
     with LoopbackTeacher(fault) as teacher:
         config = SMALL.model_copy(update={"base_url": teacher.base_url, "num_workers": 1})
         status = synthesize(tmp_path / "run", config).status
-    [(reason, count)] = status.rejected.items()
-    assert "moderation_blocked" in reason
-    assert status.by_task["text_to_image"] == 12 - count
-    assert status.by_task["text_and_image_to_image"] == 12 - count
-    assert status.by_status["blocked"] == count
+    count = status.by_status["blocked"]
+    assert status.rejected == {"400 moderation_blocked: no": count, "the source was rejected": count}
+    assert status.by_task == {"text_to_image": 12 - count, "text_and_image_to_image": 12 - count}
 
 
 def test_quota_stops_the_run_and_the_next_one_ends_it(tmp_path: Path, records: list[Record]) -> None:
@@ -275,8 +274,8 @@ def test_endpoint_that_speaks_something_else(tmp_path: Path) -> None:
 
 
 def test_model_that_the_teacher_does_not_have(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no model 'gpt-image-1'"):
-        synthesize(tmp_path / "run", SMALL.model_copy(update={"image_model": "gpt-image-1"}))
+    with pytest.raises(UserError, match="has no model 'painter-9'"):
+        synthesize(tmp_path / "run", SMALL.model_copy(update={"image_model": "painter-9"}))
     assert not (tmp_path / "run").exists()
 
 
@@ -295,12 +294,16 @@ def test_verb_and_status(tmp_path: Path) -> None:
     done = subprocess.run(run, capture_output=True, text=True, check=True)
     result = json.loads(done.stdout)
     assert result["by_task"] == {"text_to_image": 3, "text_and_image_to_image": 3}
-    assert "text_to_image" in done.stderr  # the progress bars
+    assert "prompt_first" in done.stderr  # the progress bars
     shown = subprocess.run(command("status", tmp_path / "run", "--json"), capture_output=True, text=True, check=True)
     status = json.loads(shown.stdout)
     assert {"records", "attempts", "spent_usd", "by_status"} <= set(status)
     assert status == {name: result[name] for name in status}
     assert status["by_status"] == {"ok": status["attempts"]}
+    assert status["decided"] == status["planned"] == {"prompt_first": 3, "editing": 3}
+    table = subprocess.run(command("status", tmp_path / "run"), capture_output=True, text=True, check=True).stdout
+    assert "6 records (3 text_to_image, 3 text_and_image_to_image)" in table
+    assert "not running" in table
 
 
 def test_interrupt_drains_and_the_next_run_goes_on(tmp_path: Path) -> None:
@@ -349,12 +352,62 @@ def test_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert synthesize(tmp_path / "run", SMALL).status.records == 24
 
 
-def test_source_that_got_lost_is_a_sentence(tmp_path: Path) -> None:
+def test_pictures_that_got_lost_cost_their_own_rows_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     synthesize(tmp_path / "run", SMALL.model_copy(update={"num_edits": 0}))
-    for blob in (tmp_path / "run" / "blobs").glob("*/*"):
-        blob.unlink()
-    with pytest.raises(UserError, match="lost the picture"):
-        synthesize(tmp_path / "run", SMALL)
+    lost = next((tmp_path / "run" / "blobs").glob("*/*"))
+    kept = lost.read_bytes()
+    lost.unlink()
+    summary = synthesize(tmp_path / "run", SMALL)
+    [(reason, count)] = summary.unfinished.items()
+    assert "the run lost the picture" in reason
+    assert count == 1
+    assert len(list(iter_records(tmp_path / "run"))) == 22
+    assert "left out the row" in caplog.text
+    lost.write_bytes(kept)
+    assert synthesize(tmp_path / "run", SMALL).unfinished == {}
+    assert len(list(iter_records(tmp_path / "run"))) == 24
+
+
+def test_rows_keep_the_licence_that_they_were_made_under(tmp_path: Path) -> None:
+    synthesize(tmp_path / "run", SMALL, limit=2)
+    synthesize(tmp_path / "run", SMALL.model_copy(update={"license": "cc0-1.0"}), limit=3)
+    licenses = [record.license for record in iter_records(tmp_path / "run")]
+    assert licenses == ["cc-by-nc-4.0"] * 2 + ["cc0-1.0"] + ["cc-by-nc-4.0"] * 2 + ["cc0-1.0"]
+
+
+def test_an_endpoint_with_a_wrong_parameter_rejects_nothing(tmp_path: Path, records: list[Record]) -> None:
+    def fault(number: int, path: str) -> Response | None:
+        wrong = {"error": {"message": "Unknown parameter: 'n'.", "code": "unknown_parameter"}}
+        return JSONResponse(wrong, 400) if path.endswith("/generations") else None
+
+    with LoopbackTeacher(fault) as teacher:
+        config = SMALL.model_copy(update={"base_url": teacher.base_url})
+        with pytest.raises(UserError, match=r"answers nothing on /images/generations but: 400 unknown_parameter"):
+            synthesize(tmp_path / "run", config)
+        assert read_status(tmp_path / "run").rejected == {}
+        teacher.fault = None
+        synthesize(tmp_path / "run", config)
+    assert identity(list(iter_records(tmp_path / "run"))) == identity(records)
+
+
+def test_an_answer_without_end_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sharegpt4o_image.synthesis.client.MAX_ANSWER_BYTES", 1000)
+
+    def fault(number: int, path: str) -> Response | None:
+        return Response(b"{" + b" " * 100_000, media_type="application/json") if number == 3 else None
+
+    with LoopbackTeacher(fault) as teacher:
+        config = SMALL.model_copy(update={"base_url": teacher.base_url, "num_edits": 0, "num_topics": 1})
+        with pytest.raises(UserError, match="longer than"):
+            synthesize(tmp_path / "run", config.model_copy(update={"num_topics": 12}))
+
+
+def test_the_clock_may_be_set_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synthesize(tmp_path / "run", SMALL, limit=3)
+    monkeypatch.setattr("sharegpt4o_image.synthesis.run.utc_now", lambda: "1999-01-01T00:00:00+00:00")
+    monkeypatch.setattr("sharegpt4o_image.synthesis.journal.utc_now", lambda: "1999-01-01T00:00:00+00:00")
+    assert synthesize(tmp_path / "run", SMALL, limit=5).status.records == 10
+    assert len(list(iter_records(tmp_path / "run"))) == 10
 
 
 def test_key_goes_to_the_teacher_and_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,9 +418,11 @@ def test_key_goes_to_the_teacher_and_nowhere_else(tmp_path: Path, monkeypatch: p
         return JSONResponse(wrong, 400) if number == 3 else None
 
     with LoopbackTeacher(fault) as teacher:
-        status = synthesize(tmp_path / "run", SMALL.model_copy(update={"base_url": teacher.base_url}), limit=4).status
+        config = SMALL.model_copy(update={"base_url": teacher.base_url})
+        summary = synthesize(tmp_path / "run", config, limit=4)
         assert teacher.keys_seen == {f"Bearer {KEY}"}
-    assert any("[secret]" in reason for reason in status.rejected)
+    reasons = [*summary.unfinished, *summary.status.rejected]
+    assert any("[secret]" in reason for reason in reasons)
     assert not any(KEY.encode() in path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file())
 
 
@@ -404,7 +459,12 @@ def test_configuration_file_and_defaults_are_the_same() -> None:
 
 # A template that changes asks every question anew: give the new text a new version instead.
 TEMPLATE_DIGESTS = {
+    "document_content.v1": "e6eb01b321f94345",
+    "document_layout.v1": "ca891f9f4d0b50ed",
     "edit_instruction.v1": "b3a34564cf49db25",
+    "edit_two_sources.v1": "09239d99906909e2",
+    "image_first.v1": "48d0d7a85e244c04",
+    "judge.v1": "93f60793c2d5ce37",
     "prompt_first.v1": "b5e8279a0b932a45",
 }
 
