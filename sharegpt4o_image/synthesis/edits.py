@@ -39,6 +39,8 @@ def plan_instruction(
     """
     template = INSTRUCTION_TEMPLATE if len(sources) == 1 else TWO_SOURCES_TEMPLATE
     task = {"source_prompt": sources[0].text, "edit_category": edit.category, "edit_task": edit.task}
+    if turn:
+        task["edit_number"] = str(turn + 1)  # so that the writer looks for another edit than the first one
     parents = [source.id for source in sources]
     key = writer_id(config, "instruction", template, parameters={**task, "turn": turn}, parents=parents)
     topic = Topic(id=key, pipeline="editing", edit_category=edit.category, edit_task=edit.task)

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, ImageStat
 
 from sharegpt4o_image.errors import UserError
-from sharegpt4o_image.synthesis.images import difference_hash
+from sharegpt4o_image.synthesis.pictures import difference_hash
 from sharegpt4o_image.synthesis.taxonomy import Scope
 
 BLANK_DEVIATION = 1.0  # of 255: a picture that varies less in every channel is of one colour
@@ -30,7 +30,7 @@ LOCAL_LIMIT = 0.9  # a local edit that changes more of the cells is none
 SAME_SHAPE = 1.05  # where width by height changes by a larger factor, cells do not lie on one another
 
 THUMBNAIL_SIDE = 8  # a thumbnail is 8 x 8 pixels of red, green and blue: 192 bytes
-COLOR_DIFFERENCE = 8.0  # of 255, the mean of a thumbnail: from here on the colours are others
+COLOR_DIFFERENCE = 16  # of 255, the largest in a thumbnail: beyond it the pictures differ; compression reaches 2
 
 SHARED_WORDS = 13  # words in a row that make a text a copy: GPT-3's decontamination (arXiv 2005.14165, appendix C)
 _PROMPT_KEYS = ("prompt", "text", "Prompt")
@@ -116,8 +116,9 @@ def sign(image: Image.Image) -> Signature:
 class DuplicateIndex:
     """The pictures of a run, to be searched for one like another.
 
-    Pictures are alike when their difference hashes differ in few bits and their thumbnails by little: the hash alone
-    takes a scene by day and the same one by night for one.
+    Pictures are alike when their difference hashes differ in few bits and their thumbnails by little everywhere: the
+    hash alone takes a scene by day and the same one by night for one, and the mean of a thumbnail overlooks that
+    another thing lies on the same ground.
     """
 
     def __init__(self) -> None:
@@ -145,7 +146,7 @@ class DuplicateIndex:
         hashes = self._hashes[: len(self._items)]
         close = np.flatnonzero(np.bitwise_count(hashes ^ np.uint64(int(signature.phash, 16))) <= within)
         thumbnail = np.frombuffer(signature.thumbnail, dtype=np.uint8).astype(np.int16)
-        difference = np.abs(self._thumbnails[close] - thumbnail).mean(axis=1)  # (close,)
+        difference = np.abs(self._thumbnails[close] - thumbnail).max(axis=1)  # (close,)
         alike = close[difference <= COLOR_DIFFERENCE]
         return self._items[alike[0]] if len(alike) else None
 

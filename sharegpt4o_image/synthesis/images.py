@@ -1,54 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompt -> picture: what is asked of the image teacher, and how its picture is checked."""
 
-import io
 import re
-import warnings
 from dataclasses import dataclass
-
-import numpy as np
-from PIL import Image
+from functools import lru_cache
 
 from sharegpt4o_image.schema import GeneratedImage, Prompt, SourceImage, content_id
 from sharegpt4o_image.synthesis.answers import InvalidAnswer
 from sharegpt4o_image.synthesis.blobs import BlobStore
 from sharegpt4o_image.synthesis.config import SynthesisConfig
+from sharegpt4o_image.synthesis.gates import Signature, find_blank, sign
 from sharegpt4o_image.synthesis.journal import Answer, utc_now
+from sharegpt4o_image.synthesis.pictures import UnreadablePicture, difference_hash, open_picture
 from sharegpt4o_image.synthesis.requests import GENERATIONS, TeacherRequest
 
-_HASH_SIDE = 8
+_CHECKED_SIDE = 128  # pictures are checked for blankness, and signed, at about this size (our choice)
+_MAX_REMEMBERED = 4096  # pictures whose facts are kept, 300 bytes each
 
 
 @dataclass(frozen=True)
 class PictureFacts:
-    """What is known of a picture once it is decoded."""
+    """What is known of a picture once it is decoded; `blank` is the reason if it is of one colour."""
 
     format: str
     width: int
     height: int
-    phash: str
+    signature: Signature
+    blank: str | None
 
 
-def difference_hash(image: Image.Image) -> str:
-    """64-bit dHash in hexadecimal: bit k says whether the k-th of 8 x 8 patches is darker than its right neighbour."""
-    gray = image.convert("L").resize((_HASH_SIDE + 1, _HASH_SIDE), Image.Resampling.BOX)
-    patches = np.asarray(gray)  # (8, 9)
-    return np.packbits(patches[:, :-1] < patches[:, 1:]).tobytes().hex()
-
-
-def inspect_picture(data: bytes) -> PictureFacts:
-    """Decode every pixel of a picture.
+@lru_cache(_MAX_REMEMBERED)
+def facts_of(blobs: BlobStore, sha256: str) -> PictureFacts:
+    """The facts of a picture of the run, decoded once.
 
     Raises [`InvalidAnswer`] when it is not whole, or too large to be opened safely.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                image.load()
-                return PictureFacts(str(image.format).lower(), image.width, image.height, difference_hash(image))
-    except Exception as error:  # Pillow's decoders let anything through on broken data: struct.error, KeyError, ...
-        raise InvalidAnswer(f"the picture cannot be read: {error}") from error
+        image = open_picture(blobs.read(sha256))
+    except UnreadablePicture as fault:
+        raise InvalidAnswer(f"the picture cannot be read: {fault}") from fault
+    factor = max(image.size) // _CHECKED_SIDE
+    small = image.reduce(factor) if factor > 1 and image.mode in ("L", "RGB", "RGBA") else image
+    signature = Signature(difference_hash(image), sign(small).thumbnail)
+    return PictureFacts(str(image.format).lower(), image.width, image.height, signature, find_blank(small))
 
 
 def plan_image(config: SynthesisConfig, blobs: BlobStore, prompt: Prompt) -> TeacherRequest[GeneratedImage]:
@@ -67,7 +61,7 @@ def check_picture(answer: Answer, blobs: BlobStore, params: dict[str, str | int]
     """The sha256 and the facts of the picture in an answer: it can be decoded and has the size that was asked for."""
     if answer.picture is None:
         raise InvalidAnswer("the answer holds no picture")
-    facts = inspect_picture(blobs.read(answer.picture))
+    facts = facts_of(blobs, answer.picture)
     asked = str(params.get("size", "auto"))
     if re.fullmatch(r"\d+x\d+", asked) and asked != f"{facts.width}x{facts.height}":
         raise InvalidAnswer(f"the picture is {facts.width}x{facts.height}, asked for {asked}")
@@ -89,7 +83,7 @@ def image_of(
         id=key,
         prompt=prompt,
         sha256=sha256,
-        phash=facts.phash,
+        phash=facts.signature.phash,
         format=facts.format,
         width=facts.width,
         height=facts.height,
@@ -108,12 +102,12 @@ def original_of(prompt: Prompt, blobs: BlobStore, default_license: str) -> Gener
     """The described photograph itself, as the picture of its description."""
     photo = prompt.described
     assert photo is not None
-    facts = inspect_picture(blobs.read(photo.sha256))
+    facts = facts_of(blobs, photo.sha256)
     return GeneratedImage(
         id=content_id(stage="original", parents=[prompt.id]),
         prompt=prompt,
         sha256=photo.sha256,
-        phash=facts.phash,
+        phash=facts.signature.phash,
         format=facts.format,
         width=facts.width,
         height=facts.height,

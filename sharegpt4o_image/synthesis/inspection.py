@@ -3,7 +3,6 @@
 
 import asyncio
 import hashlib
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +17,11 @@ from sharegpt4o_image.synthesis.gates import (
     Signature,
     find_blank,
     find_lack_of_change,
-    sign,
 )
+from sharegpt4o_image.synthesis.images import facts_of
 from sharegpt4o_image.synthesis.journal import Journal
 from sharegpt4o_image.synthesis.judging import plan_judgement
+from sharegpt4o_image.synthesis.pictures import open_picture
 from sharegpt4o_image.synthesis.scheduler import Dispatcher
 from sharegpt4o_image.synthesis.taxonomy import Taxonomy
 
@@ -32,7 +32,7 @@ class Verdict:
 
     image: GeneratedImage
     reason: str | None
-    thumbnail: bytes | None
+    thumbnail: bytes
 
 
 def gates_id(gates: Gates) -> str:
@@ -69,8 +69,8 @@ class Inspector:
 
     async def inspect(self, item: str, image: GeneratedImage, dispatcher: Dispatcher) -> Verdict:
         """Ask the cheap gates first, the judge last; raises what [`Dispatcher.obtain`] raises."""
-        reason, signature = await asyncio.to_thread(self._look, image)
-        reason = reason or self._find_duplicate(item, image, signature)
+        signature = facts_of(self._journal.blobs, image.sha256).signature
+        reason = await self._find_fault(image) or self._find_duplicate(item, image, signature)
         judge = self._config.gates.judge
         if reason is None and judge is not None:
             opinion = await dispatcher.obtain(plan_judgement(self._config, judge, image))
@@ -78,35 +78,27 @@ class Inspector:
             if opinion.score < judge.threshold:
                 reason = f"the judge gives it {opinion.score} of 10, below {judge.threshold}"
             reason = reason or self._find_duplicate(item, image, signature)  # another one may have come meanwhile
-        if reason is None and signature is not None:
+        if reason is None and self._searches_duplicates:
             self._index.add(item, image.sha256, signature)
-        return Verdict(image, reason, signature.thumbnail if signature else None)
+        return Verdict(image, reason, signature.thumbnail)
 
-    def _look(self, image: GeneratedImage) -> tuple[str | None, Signature | None]:
-        """What the pixels say, and what the search for duplicates needs of them."""
-        with self._open(image.sha256) as picture:
-            signature = sign(picture) if self._searches_duplicates else None
-            if not image.sources:
-                return find_blank(picture) if self._config.gates.blank else None, signature
-            with self._open(image.sources[0].sha256) as source:
-                return self._compare(source, picture, image.prompt.topic.edit_task), signature
+    async def _find_fault(self, image: GeneratedImage) -> str | None:
+        """What the pixels say."""
+        if image.sources:
+            return await asyncio.to_thread(self._compare, image)
+        return facts_of(self._journal.blobs, image.sha256).blank if self._config.gates.blank else None
 
-    def _compare(self, source: Image.Image, picture: Image.Image, edit_task: str | None) -> str | None:
+    def _compare(self, image: GeneratedImage) -> str | None:
         """Whether an edit left nothing, changed nothing, or changed too much."""
-        gates = self._config.gates
+        gates, blobs = self._config.gates, self._journal.blobs
+        picture = open_picture(blobs.read(image.sha256))
+        source = open_picture(blobs.read(image.sources[0].sha256))
         if gates.blank and not _is_background(picture, source) and (reason := find_blank(picture)) is not None:
             return reason
-        scope = self._scopes.get(edit_task or "", "any")
+        scope = self._scopes.get(image.prompt.topic.edit_task or "", "any")
         return find_lack_of_change(source, picture, scope) if gates.change else None
 
-    def _open(self, sha256: str) -> Image.Image:
-        picture = Image.open(io.BytesIO(self._journal.blobs.read(sha256)))
-        picture.load()
-        return picture
-
-    def _find_duplicate(self, item: str, image: GeneratedImage, signature: Signature | None) -> str | None:
-        if signature is None:
-            return None
+    def _find_duplicate(self, item: str, image: GeneratedImage, signature: Signature) -> str | None:
         gates = self._config.gates
         if gates.exact_duplicates and (other := self._index.find_exact(image.sha256)) not in (None, item):
             return f"the run has the very same picture already ({other})"

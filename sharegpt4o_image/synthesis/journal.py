@@ -111,6 +111,21 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What a journal knows of a request.
+
+    Args:
+        answer ([`Answer`], *optional*): the one that was of use.
+        block (`str`, *optional*): why the teacher's moderation refused it.
+        num_useless (`int`): answers that were of no use.
+    """
+
+    answer: Answer | None
+    block: str | None
+    num_useless: int
+
+
+@dataclass(frozen=True)
 class Item:
     """What became of one sample.
 
@@ -164,8 +179,15 @@ class Journal:
     written, should a server repeat one.
     """
 
-    def __init__(self, connection: sqlite3.Connection, run_dir: Path, secrets: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        run_dir: Path,
+        secrets: tuple[str, ...] = (),
+        durable: sqlite3.Connection | None = None,
+    ):
         self._connection = connection
+        self._durable = durable or connection  # what is written through it survives a power cut
         self._secrets = tuple(secret for secret in secrets if secret)
         self.run_dir = run_dir
         self.blobs = BlobStore(run_dir / "blobs")
@@ -181,8 +203,8 @@ class Journal:
         except OSError as error:
             raise UserError(f"cannot write to {run_dir}: {error.strerror}; choose another directory") from error
         _hold(lock_file, run_dir)
-        connection = _connect(run_dir / FILE_NAME)
-        journal = cls(connection, run_dir, secrets)
+        path = run_dir / FILE_NAME
+        journal = cls(_connect(path, "NORMAL"), run_dir, secrets, _connect(path, "FULL"))
         journal._lock_file = lock_file
         journal.blobs.remove_unfinished()
         return journal
@@ -201,6 +223,7 @@ class Journal:
     def close(self) -> None:
         """Close the file and let another process have the run."""
         self._connection.close()
+        self._durable.close()
         if self._lock_file is not None:
             self._lock_file.close()
 
@@ -233,14 +256,16 @@ class Journal:
         return cursor.lastrowid
 
     def end(self, attempt: int, status: Status, **columns: Any) -> str:
-        """Write down how an attempt ended, with further columns of its row; returns the time."""
+        """Write down how an attempt ended, with further columns of its row; returns the time.
+
+        A row with a picture survives a power cut from here on, and so does everything that was written before it.
+        """
         ended_at = utc_now()
         values: dict[str, Any] = {"status": status, "ended_at": ended_at, **columns}
         names = ", ".join(f"{name} = ?" for name in values)
         cleaned = [self.clean(value) if isinstance(value, str) else value for value in values.values()]
-        self._connection.execute("PRAGMA synchronous = FULL")  # an answer that was paid for survives a power cut
-        self._connection.execute(f"UPDATE attempts SET {names} WHERE number = ?", (*cleaned, attempt))
-        self._connection.execute("PRAGMA synchronous = NORMAL")
+        connection = self._durable if values.get("blob") else self._connection
+        connection.execute(f"UPDATE attempts SET {names} WHERE number = ?", (*cleaned, attempt))
         return ended_at
 
     def mark(self, attempt: int, status: Status, reason: str) -> None:
@@ -248,29 +273,24 @@ class Journal:
         row = (status, self.clean(reason), attempt)
         self._connection.execute("UPDATE attempts SET status = ?, reason = ? WHERE number = ?", row)
 
-    def find_answer(self, key: str) -> Answer | None:
-        """The answer that was received for a request, if there is one."""
-        row = self._connection.execute(
-            "SELECT number, answer, blob, served_model, usage, cost_usd, ended_at FROM attempts"
-            " WHERE key = ? AND status = 'ok'",
-            (key,),
-        ).fetchone()
-        if row is None:
-            return None
-        number, answer, blob, served_model, usage, cost_usd, ended_at = row
-        return Answer(number, json.loads(answer), blob, served_model, json.loads(usage), cost_usd, ended_at)
-
-    def find_block(self, key: str) -> str | None:
-        """Why the teacher's moderation refused a request, if it did."""
-        row = self._connection.execute(
-            "SELECT reason FROM attempts WHERE key = ? AND status = 'blocked' LIMIT 1", (key,)
-        ).fetchone()
-        return row[0] if row else None
-
-    def count_invalid(self, key: str) -> int:
-        """How many useless answers a request has had; refusals are no answers."""
-        query = "SELECT count(*) FROM attempts WHERE key = ? AND status = 'invalid' AND http_status = 200"
-        return int(self._connection.execute(query, (key,)).fetchone()[0])
+    def recall(self, key: str) -> "Memory":
+        """What is known of a request."""
+        query = (
+            "SELECT status, reason, http_status, number, answer, blob, served_model, usage, cost_usd, ended_at"
+            " FROM attempts WHERE key = ? AND status IN ('ok', 'blocked', 'invalid')"
+        )
+        answer, block, num_useless = None, None, 0
+        for status, reason, http_status, number, body, *rest in self._connection.execute(query, (key,)):
+            if status == "ok":
+                picture, served_model, usage, cost_usd, ended_at = rest
+                answer = Answer(
+                    number, json.loads(body), picture, served_model, json.loads(usage or "{}"), cost_usd, ended_at
+                )
+            elif status == "blocked":
+                block = str(reason)
+            else:
+                num_useless += http_status == 200  # a refusal is no answer
+        return Memory(answer, block, num_useless)
 
     def clean_bytes(self, content: bytes) -> bytes:
         """An answer without the secrets that a teacher may repeat in it."""
@@ -295,11 +315,8 @@ class Journal:
 
     def update_submission(self, name: str, status: SubmissionStatus, batch_id: str | None) -> None:
         """Write down what became of a job."""
-        self._connection.execute("PRAGMA synchronous = FULL")
-        self._connection.execute(
-            "UPDATE submissions SET status = ?, batch_id = ? WHERE name = ?", (status, batch_id, name)
-        )
-        self._connection.execute("PRAGMA synchronous = NORMAL")
+        row = (status, batch_id, name)
+        self._durable.execute("UPDATE submissions SET status = ?, batch_id = ? WHERE name = ?", row)
 
     def pending_submissions(self) -> list[Submission]:
         """The jobs whose answers were not fetched yet."""
@@ -491,10 +508,10 @@ def _has_tables(connection: sqlite3.Connection, path: Path) -> bool:
     return not is_empty
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, synchronous: Literal["NORMAL", "FULL"]) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None)
     connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(f"PRAGMA synchronous = {synchronous}")
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'attempts'").fetchone():
         ids = f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {_VERSION};"
         connection.executescript(f"BEGIN; {_TABLES} {ids} COMMIT;")

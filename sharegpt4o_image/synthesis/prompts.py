@@ -4,6 +4,7 @@
 import json
 import string
 from collections.abc import Callable
+from functools import cache
 from importlib.resources import files
 from typing import Any, TypeVar
 
@@ -33,15 +34,21 @@ class PromptReply(BaseModel):
     prompt: str = Field(min_length=1)
 
 
+@cache
+def _read_template(version: str) -> string.Template:
+    text = (files("sharegpt4o_image.synthesis") / "templates" / f"{version}.txt").read_text(encoding="utf-8")
+    return string.Template(text)
+
+
 def render_template(version: str, **slots: str) -> str:
     """A meta-prompt: `templates/<version>.txt` with every slot filled; a slot too many or too few is an error."""
-    text = (files("sharegpt4o_image.synthesis") / "templates" / f"{version}.txt").read_text(encoding="utf-8")
-    template = string.Template(text)
+    template = _read_template(version)
     if set(template.get_identifiers()) != set(slots):
         raise ValueError(f"template {version} has the slots {template.get_identifiers()}, got {sorted(slots)}")
     return template.substitute(slots)
 
 
+@cache
 def json_schema_of(reply: type[BaseModel]) -> dict[str, Any]:
     """The `response_format` that asks for `reply`; length limits are left to our own check."""
     schema = reply.model_json_schema()

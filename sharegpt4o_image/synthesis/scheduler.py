@@ -9,6 +9,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -25,8 +26,10 @@ from sharegpt4o_image.synthesis.answers import (
     unpack_answer,
     usage_of,
 )
+from sharegpt4o_image.synthesis.blobs import BlobStore
 from sharegpt4o_image.synthesis.client import Clients
 from sharegpt4o_image.synthesis.config import Price, SynthesisConfig
+from sharegpt4o_image.synthesis.images import facts_of
 from sharegpt4o_image.synthesis.journal import Answer, Journal, Stage
 from sharegpt4o_image.synthesis.ledger import BudgetSpent, Ledger
 from sharegpt4o_image.synthesis.limits import RouteLimits, Stopped, wait_or_stop
@@ -79,6 +82,14 @@ class OpenAttempt:
     discount: float = 1.0
 
 
+def _keep_picture(blobs: BlobStore, data: bytes) -> str:
+    """Store a picture and look at it while the event loop goes on; a fault is told when its facts are asked for."""
+    sha256 = blobs.write(data)
+    with suppress(InvalidAnswer):
+        facts_of(blobs, sha256)
+    return sha256
+
+
 class Bookkeeper:
     """Writes down what came of attempts: their answers, their costs, their failures.
 
@@ -115,7 +126,7 @@ class Bookkeeper:
             raise
         picture = None
         if unpacked.picture is not None:
-            picture = await asyncio.to_thread(self.journal.blobs.write, unpacked.picture)
+            picture = await asyncio.to_thread(_keep_picture, self.journal.blobs, unpacked.picture)
         usage = usage_of(unpacked.body) or {}
         known = self._settle(attempt, usage)
         named = unpacked.body.get("model")
@@ -308,13 +319,10 @@ class Dispatcher:
 
         Raises [`Rejected`], [`Unfinished`] or [`StopRun`] where there is none.
         """
-        answer: Answer | None = self._journal.find_answer(request.key)
-        last_fault = "no useful answer"
-        if answer is None:
-            block = self._journal.find_block(request.key)
-            if block is not None:
-                raise Rejected(block)
-        asked = self._journal.count_invalid(request.key)
+        memory = self._journal.recall(request.key)
+        answer, asked, last_fault = memory.answer, memory.num_useless, "no useful answer"
+        if answer is None and memory.block is not None:
+            raise Rejected(memory.block)
         while True:
             try:
                 if answer is None:
@@ -322,7 +330,7 @@ class Dispatcher:
                         raise self._give_up(request.route, f"{last_fault} ({asked} answers)")
                     asked += 1
                     answer = await self._transport_of(request).ask(request)
-                product = await _parse(request, answer)
+                product = request.parse(answer)
                 self._note_useful(request.route)
                 return product
             except InvalidAnswer as fault:
@@ -356,11 +364,6 @@ class Dispatcher:
         if self._useless.get(route, 0) >= _MAX_REFUSALS_BEFORE_ANY_ANSWER:
             return StopRun(f"the teacher answers nothing on {route} but: {reason}")
         return Unfinished(reason)
-
-
-async def _parse(request: TeacherRequest[Product], answer: Answer) -> Product:
-    """The product of an answer; pictures are decoded beside the event loop."""
-    return await asyncio.to_thread(request.parse, answer) if request.num_images else request.parse(answer)
 
 
 async def run_workers(

@@ -11,7 +11,7 @@ import pytest
 
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.schema import GeneratedImage, Pipeline, Prompt, Task, Topic
-from sharegpt4o_image.synthesis.journal import FILE_NAME, Item, Journal, check_run_dir, is_held
+from sharegpt4o_image.synthesis.journal import FILE_NAME, Item, Journal, Memory, check_run_dir, is_held
 
 
 def image(name: str) -> GeneratedImage:
@@ -50,9 +50,9 @@ def test_attempt_is_lost_until_it_ends(tmp_path: Path) -> None:
     with closing(Journal.create_or_resume(tmp_path / "run")) as journal:
         attempt = journal.begin("key", "prompt", "writer", {"topic": "circle"})
         assert journal.count_attempts() == {"lost": 1}
-        assert journal.find_answer("key") is None
+        assert journal.recall("key") == Memory(None, None, 0)
         journal.end(attempt, "ok", answer='{"a": 1}', usage="{}", cost_usd=0.25, request_id="req_1")
-        answer = journal.find_answer("key")
+        answer = journal.recall("key").answer
     assert answer is not None
     assert (answer.body, answer.cost_usd, answer.picture) == ({"a": 1}, 0.25, None)
 
@@ -65,9 +65,9 @@ def test_answers_survive_reopening(tmp_path: Path) -> None:
         journal.end(journal.begin("bad", "image", "painter", {}), "invalid", reason="not JSON", http_status=200)
         journal.end(journal.begin("bad", "image", "painter", {}), "invalid", reason="400", http_status=400)
     with closing(Journal.create_or_resume(run_dir)) as journal:
-        assert journal.find_answer("key") is not None
-        assert journal.find_block("blocked") == "violence"
-        assert journal.count_invalid("bad") == 1
+        assert journal.recall("key").answer is not None
+        assert journal.recall("blocked").block == "violence"
+        assert journal.recall("bad").num_useless == 1
         assert journal.spent_usd() == 0.5
         assert journal.count_attempts() == {"ok": 1, "blocked": 1, "invalid": 2}
 

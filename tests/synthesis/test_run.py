@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from sharegpt4o_image.offline_teacher.perception import perceive
 from sharegpt4o_image.schema import Record, published_features
 from sharegpt4o_image.synthesis.blobs import BlobStore
 from sharegpt4o_image.synthesis.config import SynthesisConfig, load_config
-from sharegpt4o_image.synthesis.images import difference_hash
+from sharegpt4o_image.synthesis.pictures import difference_hash
 from sharegpt4o_image.synthesis.prompts import render_template
 from sharegpt4o_image.synthesis.records import iter_records
 from sharegpt4o_image.synthesis.run import synthesize
@@ -352,6 +353,23 @@ def test_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert synthesize(tmp_path / "run", SMALL).status.records == 24
 
 
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="needs to mount a small disk")
+def test_a_disk_that_is_really_full(tmp_path: Path, records: list[Record]) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    small = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)]
+    if subprocess.run(small, capture_output=True, check=False).returncode != 0:
+        pytest.skip("may not mount a small disk")
+    try:
+        with pytest.raises(UserError, match=r"(No space left|disk is full).*run the same command"):
+            synthesize(disk / "run", SMALL)
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        synthesize(disk / "run", SMALL)
+        assert identity(list(iter_records(disk / "run"))) == identity(records)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
 def test_pictures_that_got_lost_cost_their_own_rows_only(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     synthesize(tmp_path / "run", SMALL.model_copy(update={"num_edits": 0}))
     lost = next((tmp_path / "run" / "blobs").glob("*/*"))
@@ -424,6 +442,26 @@ def test_key_goes_to_the_teacher_and_nowhere_else(tmp_path: Path, monkeypatch: p
     reasons = [*summary.unfinished, *summary.status.rejected]
     assert any("[secret]" in reason for reason in reasons)
     assert not any(KEY.encode() in path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file())
+
+
+def test_the_key_is_in_no_output_whatever_happens(tmp_path: Path) -> None:
+    """Verbose logs of the client, progress, results, journal; a run that ends well and one that the teacher stops."""
+    environment = {**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_LOG": "debug", "PYTHONDEVMODE": "1"}
+
+    def fault(number: int, path: str) -> Response | None:
+        wrong = {"error": {"message": f"Incorrect API key provided: {KEY}", "code": "invalid_api_key"}}
+        return JSONResponse(wrong, 401) if number > 10 else None
+
+    with LoopbackTeacher(fault) as teacher:
+        verb = command("synthesize", "--limit", "9", "-o", tmp_path / "run", "--base-url", teacher.base_url)
+        done = subprocess.run(verb, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 2
+        assert teacher.keys_seen == {f"Bearer {KEY}"}
+        teacher.fault = None
+        again = subprocess.run(verb, capture_output=True, text=True, env=environment, check=True)
+    subprocess.run(command("pack", tmp_path / "run", "-o", tmp_path / "set"), capture_output=True, check=True)
+    assert KEY not in done.stdout + done.stderr + again.stdout + again.stderr
+    assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("is_html", [False, True])
