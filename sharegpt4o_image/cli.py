@@ -143,18 +143,13 @@ def doctor(
     The exit code is 2 when something is wrong.
     """
     import asyncio
-    import json
-    from dataclasses import asdict
     from datetime import UTC, datetime
 
     from sharegpt4o_image.synthesis.config import load_config
-    from sharegpt4o_image.synthesis.doctor import examine
+    from sharegpt4o_image.synthesis.doctor import examine, to_json, to_text
 
     checks = asyncio.run(examine(load_config(config, base_url=base_url), run_dir, datetime.now(UTC).date()))
-    if as_json:
-        print(json.dumps([asdict(check) for check in checks]))
-    else:
-        print("\n".join(f"{check.verdict:8} {check.name}: {check.message}" for check in checks))
+    print(to_json(checks) if as_json else to_text(checks))
     if any(check.verdict == "failure" for check in checks):
         sys.exit(2)
 

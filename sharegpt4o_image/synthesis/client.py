@@ -36,6 +36,11 @@ def secret_key(variable: str = KEY_VARIABLE) -> str | None:
     return os.environ.get(variable, "").strip() or None
 
 
+def can_be_sent(key: str) -> bool:
+    """Whether a key fits into a header; the client's complaint about one that does not would repeat it."""
+    return key.isascii() and key.isprintable() and " " not in key
+
+
 def secrets() -> tuple[str, ...]:
     """The keys that must not be written down."""
     return tuple(key for key in map(secret_key, (KEY_VARIABLE, PROMPT_KEY_VARIABLE)) if key)
@@ -63,9 +68,12 @@ def _open_client(config: SynthesisConfig, base_url: str | None, key_variable: st
             max_retries=0,
             http_client=httpx2.AsyncClient(transport=transport),
         )
+    key = secret_key(key_variable) or _NO_KEY
+    if not can_be_sent(key):
+        raise UserError(f"{key_variable} holds spaces or characters that no key has; set it again")
     return openai.AsyncOpenAI(
         base_url=base_url,
-        api_key=secret_key(key_variable) or _NO_KEY,
+        api_key=key,
         max_retries=0,
         timeout=config.timeout_seconds,
         http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [_limit_length]}),

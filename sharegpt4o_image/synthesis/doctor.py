@@ -20,9 +20,17 @@ import httpx2
 import openai
 
 from sharegpt4o_image.errors import UserError
-from sharegpt4o_image.synthesis.client import KEY_VARIABLE, PROMPT_KEY_VARIABLE, Clients, open_clients, secret_key
+from sharegpt4o_image.synthesis.client import (
+    KEY_VARIABLE,
+    PROMPT_KEY_VARIABLE,
+    Clients,
+    can_be_sent,
+    open_clients,
+    secret_key,
+)
 from sharegpt4o_image.synthesis.config import SynthesisConfig
 from sharegpt4o_image.synthesis.journal import check_run_dir, is_held
+from sharegpt4o_image.synthesis.pipelines import check_inputs
 from sharegpt4o_image.synthesis.planning import plan_run
 from sharegpt4o_image.synthesis.taxonomy import load_taxonomy
 from sharegpt4o_image.synthesis.teachers import WARNING_DAYS, Teachers, asked_models, check_teachers, load_teachers
@@ -63,10 +71,12 @@ async def examine(config: SynthesisConfig, run_dir: Path | None, today: date) ->
         today (`date`): what shutdown dates are compared with.
     """
     teachers, checks = _check_config(config, today)
-    checks += _check_keys(config)
-    async with open_clients(config) as clients:
-        found = await asyncio.gather(*(_check_model(end, teachers, today) for end in _ends_of(config, clients)))
-    checks += [check for group in found for check in group]
+    keys = list(_check_keys(config))
+    checks += keys
+    if not any(check.verdict == "failure" for check in keys):
+        async with open_clients(config) as clients:
+            found = await asyncio.gather(*(_check_model(end, teachers, today) for end in _ends_of(config, clients)))
+        checks += [check for group in found for check in group]
     if run_dir is not None:
         checks.append(_check_run_dir(run_dir))
         checks.append(_check_disk(config, teachers, run_dir))
@@ -80,6 +90,7 @@ def _check_config(config: SynthesisConfig, today: date) -> tuple[Teachers, list[
         load_taxonomy(config.taxonomy)
         teachers = load_teachers(config.teachers)
         warnings = check_teachers(config, teachers, today)
+        check_inputs(config)
     except UserError as fault:
         return teachers, [Check(name, "failure", str(fault))]
     if warnings:
@@ -97,15 +108,10 @@ def _check_keys(config: SynthesisConfig) -> Iterator[Check]:
         key = secret_key(variable)
         if key is None:
             yield Check("key", "warning", f"{variable} is not set; only servers without accounts do without")
-        elif _can_be_sent(key):
+        elif can_be_sent(key):
             yield Check("key", "ok", f"{variable} is set")
         else:
             yield Check("key", "failure", f"{variable} holds spaces or characters that no key has; set it again")
-
-
-def _can_be_sent(key: str) -> bool:
-    """Whether a key fits into a header; the client's complaint about one that does not would repeat it."""
-    return key.isascii() and key.isprintable() and " " not in key
 
 
 # --------------------------------------------------------------------------- models
@@ -140,8 +146,6 @@ def _ends_of(config: SynthesisConfig, clients: Clients) -> Iterator[_End]:
 
 
 async def _check_model(end: _End, teachers: Teachers, today: date) -> list[Check]:
-    if end.url and not _can_be_sent(secret_key(end.key_variable) or ""):
-        return []  # the check of the key says so
     options: openai.RequestOptions = {"timeout": _TIMEOUT_SECONDS}
     path = f"/models/{quote(end.model, safe='')}"
     try:

@@ -4,6 +4,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sharegpt4o_image.schema import GeneratedImage, Pipeline, Prompt, Task, Topic, content_id
@@ -124,6 +125,13 @@ class TextToImage:
 
     def _item(self, templates: list[str], parents: list[str], **decisive: Any) -> str:
         return item_id(self.config, templates, self.config.image_params.sent(), parents, **decisive)
+
+
+def check_inputs(config: SynthesisConfig) -> BenchmarkPrompts:
+    """Refuse, before anything is asked, photographs and benchmark prompts that cannot be read; gives the latter."""
+    if config.photos is not None and (config.num_described or config.edit_sources == "photos"):
+        next(iter_photos(config.photos))
+    return BenchmarkPrompts([Path(path) for path in config.gates.benchmark_prompts])
 
 
 def photo_id(photo: Photo) -> str:

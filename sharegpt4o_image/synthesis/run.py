@@ -33,7 +33,7 @@ from sharegpt4o_image.synthesis.inspection import Inspector, gates_id
 from sharegpt4o_image.synthesis.journal import Item, Journal, check_run_dir, utc_now
 from sharegpt4o_image.synthesis.ledger import Ledger
 from sharegpt4o_image.synthesis.limits import Stopped
-from sharegpt4o_image.synthesis.pipelines import Sample, TextToImage
+from sharegpt4o_image.synthesis.pipelines import Sample, TextToImage, check_inputs
 from sharegpt4o_image.synthesis.requests import CHAT, TeacherRequest
 from sharegpt4o_image.synthesis.scheduler import (
     Bookkeeper,
@@ -48,7 +48,7 @@ from sharegpt4o_image.synthesis.scheduler import (
 )
 from sharegpt4o_image.synthesis.status import PLAN_FACT, STARTED_FACT, RunStatus, status_of
 from sharegpt4o_image.synthesis.taxonomy import Taxonomy, load_taxonomy
-from sharegpt4o_image.synthesis.teachers import Teachers, check_teachers, load_teachers
+from sharegpt4o_image.synthesis.teachers import Teachers, asked_models, check_teachers, load_teachers
 
 OnProgress = Callable[[Pipeline, int, int], None]
 
@@ -123,8 +123,9 @@ def synthesize(
         log.warning(warning)
     if budget_usd is not None:
         _check_prices(config, teachers)
+    benchmarks = check_inputs(config)
     check_run_dir(run_dir)
-    plan = _Plan(run_dir, config, taxonomy, teachers, budget_usd, uses_batches)
+    plan = _Plan(run_dir, config, taxonomy, teachers, benchmarks, budget_usd, uses_batches)
     try:
         return asyncio.run(_synthesize(plan, on_progress))
     except asyncio.CancelledError:
@@ -144,18 +145,14 @@ class _Plan:
     config: SynthesisConfig
     taxonomy: Taxonomy
     teachers: Teachers
+    benchmarks: BenchmarkPrompts
     budget_usd: float | None
     uses_batches: bool
 
 
-def _models(config: SynthesisConfig) -> list[str]:
-    judge = [config.gates.judge.model] if config.gates.judge else []
-    return list(dict.fromkeys([config.prompt_model, config.image_model, *judge]))
-
-
 def _check_prices(config: SynthesisConfig, teachers: Teachers) -> None:
     """A budget means nothing for a model whose price is not known."""
-    for model in _models(config):
+    for model in asked_models(config):
         if teachers.price_of(model, config) is None:
             raise UserError(
                 f"--budget needs the price of {model}, which the registry does not have; add it under `prices` "
@@ -214,7 +211,7 @@ class _Invocation:
         self._on_progress = on_progress
         self._gates = gates_id(config.gates)
         self._inspector = Inspector(journal, config, plan.taxonomy, self._gates)
-        prices = {model: price for model in _models(config) if (price := plan.teachers.price_of(model, config))}
+        prices = {model: price for model in asked_models(config) if (price := plan.teachers.price_of(model, config))}
         books = Bookkeeper(journal, Ledger(journal, plan.budget_usd, self.stop), prices)
         self._direct = DirectTransport(clients, books, config, self.stop)
         self._batches = BatchTransport(clients.images, books, config, self.stop) if plan.uses_batches else None
@@ -238,8 +235,7 @@ class _Invocation:
         config, journal = self._plan.config, self._journal
         journal.write_fact(PLAN_FACT, json.dumps({name: count for name, count in self._planned.items() if count}))
         journal.write_fact(STARTED_FACT, utc_now())
-        benchmarks = BenchmarkPrompts([Path(path) for path in config.gates.benchmark_prompts])
-        pictures = TextToImage(config, self._plan.taxonomy, journal.blobs, benchmarks)
+        pictures = TextToImage(config, self._plan.taxonomy, journal.blobs, self._plan.benchmarks)
         editing = Editing(config, self._plan.taxonomy, journal, pictures)
         phases: list[Iterable[Sample]] = [
             itertools.chain(pictures.prompt_first(), pictures.image_first(), pictures.documents()),
