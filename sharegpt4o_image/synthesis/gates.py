@@ -25,7 +25,7 @@ BLANK_DEVIATION = 1.0  # of 255: a picture that varies less in every channel is 
 PLAIN_GROUND = 0.5  # part of a picture that is of one colour where a thing before a plain ground was removed
 
 COMPARED_SIDE = 48  # before and after are compared as so many cells a side
-CELL_DIFFERENCE = 16  # of 255, in one channel: from here on a cell has changed; noise of compression reaches 12
+CELL_DIFFERENCE = 13  # of 255, in one channel: from here on a cell has changed; noise of compression reaches 12
 LOCAL_LIMIT = 0.9  # a local edit that changes more of the cells is none
 SAME_SHAPE = 1.05  # where width by height changes by a larger factor, cells do not lie on one another
 

@@ -304,7 +304,8 @@ def _open_dataset(photos: PhotoSet) -> "Dataset | IterableDataset":
             raise ValueError(f"it has the splits {', '.join(saved)}")
         dataset = saved[photos.split] if isinstance(saved, DatasetDict) else saved
     else:
-        dataset = load_dataset(photos.path, split=photos.split, streaming=True)
+        # Threads decode what streams from the Hub before the cast below counts: datasets 5.2 must be told twice.
+        dataset = load_dataset(photos.path, split=photos.split, streaming=True).decode(False)
     columns = dataset.column_names or []
     if photos.image_column not in columns:
         raise ValueError(f"it has no column {photos.image_column!r} but {', '.join(columns)}")

@@ -7,7 +7,10 @@ import io
 import json
 import os
 import struct
+import subprocess
+import sys
 import tracemalloc
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Any
 import pytest
 from datasets import Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageColumn
+from loopback_hub import LoopbackHub, Repository, environment
 from PIL import Image
 
 from sharegpt4o_image.errors import UserError
@@ -242,6 +246,38 @@ def test_data_set_of_a_folder_of_pictures(tmp_path: Path) -> None:
         (tmp_path / "set" / name).write_bytes(BYTES[name])
     found = read(tmp_path / "set", layout="dataset")
     assert [photo.data for photo in found] == [BYTES[name] for name in NAMES]
+
+
+READ_HUB = """
+import hashlib, sys
+from sharegpt4o_image.synthesis.config import PhotoSet
+from sharegpt4o_image.synthesis.photos import iter_photos
+for name in sys.argv[1:]:
+    for photo in iter_photos(PhotoSet(path=name, layout="dataset")):
+        print(photo.origin, photo.sha256)
+"""
+
+
+def test_pictures_and_archives_on_the_hub(tmp_path: Path) -> None:
+    """`datasets` would decode those while it streams them; in a process of its own, for the Hub's address."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in NAMES:
+            file.writestr(name, BYTES[name])
+    with LoopbackHub() as hub:
+        for name, files in {"tester/loose": BYTES, "tester/zipped": {"train.zip": archive.getvalue()}}.items():
+            hub.repositories[f"datasets/{name}"] = Repository()
+            hub.repositories[f"datasets/{name}"].commit(files)
+        done = subprocess.run(
+            [sys.executable, "-c", READ_HUB, "tester/loose", "tester/zipped"],
+            env={**os.environ, **environment(hub.endpoint, str(tmp_path))},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    digests = [hashlib.sha256(BYTES[name]).hexdigest() for name in sorted(NAMES)]
+    expected = [f"{name} {digest}" for name in ("tester/loose", "tester/zipped") for digest in digests]
+    assert done.stdout.splitlines() == expected, done.stderr
 
 
 def test_paths_in_a_data_set_lead_nowhere_else(tmp_path: Path) -> None:
