@@ -5,7 +5,7 @@ import hashlib
 import io
 import warnings
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sharegpt4o_image.schema import ImageFile, Record
 
@@ -50,4 +50,4 @@ def _decode(data: bytes) -> tuple[int, int]:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(io.BytesIO(data)) as picture:
             picture.load()
-            return picture.size
+            return ImageOps.exif_transpose(picture).size  # upright, as `datasets` shows it

@@ -22,7 +22,7 @@ from sharegpt4o_image.synthesis.taxonomy import Scope
 
 BLANK_DEVIATION = 1.0  # of 255: a picture that varies less in every channel is of one colour
 
-PLAIN_GROUND = 0.5  # part of a picture that is of one colour where a thing before a plain ground was removed
+PLAIN_GROUND = 0.5  # part of the rim that has the colour that is left where all things on a plain ground were removed
 
 COMPARED_SIDE = 48  # before and after are compared as so many cells a side
 CELL_DIFFERENCE = 13  # of 255, in one channel: from here on a cell has changed; noise of compression reaches 12
@@ -47,7 +47,7 @@ def find_blank(image: Image.Image, source: Image.Image | None = None) -> str | N
     """
     if max(ImageStat.Stat(_visible(image)).var) >= BLANK_DEVIATION**2:
         return None
-    if source is not None and _share_of_change(image, source) <= 1 - PLAIN_GROUND:
+    if source is not None and _change_of_rim(source, image) <= 1 - PLAIN_GROUND:
         return None
     return "the picture is blank"
 
@@ -70,7 +70,7 @@ def find_lack_of_change(before: Image.Image, after: Image.Image, scope: Scope) -
     """
     if _shape(after) / _shape(before) > SAME_SHAPE or _shape(before) / _shape(after) > SAME_SHAPE:
         return None
-    share = _share_of_change(before, after)
+    share = float(_find_changed_cells(before, after).mean())
     if share == 0:
         return "the edit changed nothing"
     if scope == "local" and share > LOCAL_LIMIT:
@@ -78,10 +78,15 @@ def find_lack_of_change(before: Image.Image, after: Image.Image, scope: Scope) -
     return None
 
 
-def _share_of_change(before: Image.Image, after: Image.Image) -> float:
-    """The part of the cells that differ to the eye."""
+def _change_of_rim(before: Image.Image, after: Image.Image) -> float:
+    """The part of the cells along the four sides that differ to the eye."""
+    changed = _find_changed_cells(before, after)
+    return float(np.concatenate([changed[0], changed[-1], changed[:, 0], changed[:, -1]]).mean())
+
+
+def _find_changed_cells(before: Image.Image, after: Image.Image) -> np.ndarray:
     difference = np.abs(_cells(after) - _cells(before)).max(axis=-1)  # (side, side)
-    return float((difference >= CELL_DIFFERENCE).mean())
+    return np.asarray(difference >= CELL_DIFFERENCE)
 
 
 def _shape(image: Image.Image) -> float:

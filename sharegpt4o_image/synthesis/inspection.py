@@ -6,13 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from sharegpt4o_image.schema import GeneratedImage, content_id
 from sharegpt4o_image.synthesis.config import Gates, SynthesisConfig
 from sharegpt4o_image.synthesis.gates import (
-    CELL_DIFFERENCE,
     DuplicateIndex,
     Signature,
     find_blank,
@@ -93,7 +89,7 @@ class Inspector:
         gates, blobs = self._config.gates, self._journal.blobs
         picture = open_picture(blobs.read(image.sha256))
         source = open_picture(blobs.read(image.sources[0].sha256))
-        if gates.blank and not _is_background(picture, source) and (reason := find_blank(picture)) is not None:
+        if gates.blank and (reason := find_blank(picture, source)) is not None:
             return reason
         scope = self._scopes.get(image.prompt.topic.edit_task or "", "any")
         return find_lack_of_change(source, picture, scope) if gates.change else None
@@ -107,11 +103,3 @@ class Inspector:
         if (other := self._index.find_similar(signature, gates.similar_within)) not in (None, item):
             return f"the run has a picture that looks the same ({other})"
         return None
-
-
-def _is_background(picture: Image.Image, source: Image.Image) -> bool:
-    """Whether an edit left the plain background of its source, from which the only object was removed."""
-    pixels = np.asarray(source.convert("RGB"))
-    rim = np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]), axis=0)  # (3,)
-    colors = np.asarray(picture.convert("RGB")).reshape(-1, 3)
-    return bool(np.abs(colors - rim).max() < CELL_DIFFERENCE)

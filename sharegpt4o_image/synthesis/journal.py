@@ -20,6 +20,7 @@ the picture. Requests that were sent as a job of the Batch API name it (`submiss
 
 import fcntl
 import json
+import re
 import sqlite3
 import time
 from collections import Counter
@@ -398,8 +399,12 @@ class Journal:
         return self._count("SELECT pipeline, count(*) FROM items GROUP BY 1")
 
     def count_rejections(self) -> Counter[str]:
-        """Reason -> number of samples that were rejected for it."""
-        return self._count("SELECT reason, count(*) FROM items WHERE reason IS NOT NULL GROUP BY 1")
+        """Reason -> number of samples that were rejected for it; particulars (": ...", " (...)") are left out."""
+        counts = self._count("SELECT reason, count(*) FROM items WHERE reason IS NOT NULL GROUP BY 1")
+        summed: Counter[str] = Counter()
+        for reason, count in counts.items():
+            summed[re.split(r": | \(", reason, maxsplit=1)[0]] += count
+        return summed
 
     def count_attempts(self) -> Counter[str]:
         """Status -> number of attempts."""

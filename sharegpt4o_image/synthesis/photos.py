@@ -24,12 +24,12 @@ from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.schema import SourceImage, content_id
 from sharegpt4o_image.synthesis.blobs import BlobStore
 from sharegpt4o_image.synthesis.config import PhotoSet
+from sharegpt4o_image.synthesis.pictures import MAX_PIXELS
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 MAX_BYTES = 50_000_000  # the images API takes less than 50 MB for each picture of an edit
-MAX_PIXELS = 64_000_000  # more than any teacher looks at; a few bytes can claim billions (our choice)
 
 # What the images API takes, by Pillow's name. Phones write JPEG files with a second picture, which Pillow calls MPO.
 _FORMATS = {"PNG": "png", "JPEG": "jpeg", "MPO": "jpeg", "WEBP": "webp"}
@@ -94,11 +94,11 @@ def open_source(photo: Photo, blobs: BlobStore) -> SourceImage:
     Width and height are those of the picture as it is meant to be seen, which its EXIF orientation may turn.
     """
     if photo.data is None:
-        raise InvalidPhoto(f"{photo.name}: {photo.fault}")
+        raise InvalidPhoto(f"{photo.fault}: {photo.name}")
     try:
         picture_format, width, height = _decode(photo.data)
     except InvalidPhoto as fault:
-        raise InvalidPhoto(f"{photo.name}: {fault}") from fault
+        raise InvalidPhoto(f"{fault}: {photo.name}") from fault
     sha256 = blobs.write(photo.data)
     return SourceImage(
         id=content_id(photo=sha256),

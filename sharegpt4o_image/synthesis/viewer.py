@@ -41,6 +41,7 @@ article:target { outline: 2px solid Highlight; }
 .pictures { display: flex; gap: .4rem; align-items: center; }
 .pictures a { flex: 1 1 0; min-width: 0; }
 .pictures img { display: block; width: 100%; height: auto; max-height: 32rem; object-fit: contain;
+  outline: 1px solid var(--line); outline-offset: -1px;
   background: repeating-conic-gradient(#8883 0 25%, transparent 0 50%) 0 0 / 16px 16px; }
 .prompt { white-space: pre-wrap; margin: .6rem 0; max-height: 16rem; overflow: auto; }
 .reason { margin: .6rem 0; padding: .3rem .6rem; border-left: 3px solid #d33; background: #d332; }
@@ -181,7 +182,7 @@ def _summary(item: Item) -> str:
     about = [item.pipeline.replace("_", "-")]
     if topic is not None:
         about += [value for value in (topic.edit_task, topic.document_type, topic.style) if value]
-        about += topic.objects
+        about += dict.fromkeys(topic.objects)  # each once
     return escape(" · ".join(about))
 
 

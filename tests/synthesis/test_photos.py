@@ -403,12 +403,12 @@ def claims(width: int, height: int) -> bytes:
     ],
 )
 def test_what_no_teacher_can_be_shown_is_invalid(tmp_path: Path, data: bytes, fault: str) -> None:
-    with pytest.raises(InvalidPhoto, match=rf"^a/1\.png: {fault}"):
+    with pytest.raises(InvalidPhoto, match=rf"^{fault}.*: a/1\.png"):
         open_source(photo_of(data), BlobStore(tmp_path / "blobs"))
     assert not (tmp_path / "blobs").exists()
 
 
 def test_the_fault_of_a_photo_is_that_of_its_source(tmp_path: Path) -> None:
-    with pytest.raises(InvalidPhoto, match=r"^a\.png: broken link$"):
+    with pytest.raises(InvalidPhoto, match=r"^broken link: a\.png$"):
         open_source(Photo("a.png", None, "here", fault="broken link"), BlobStore(tmp_path))
     assert Photo("a.png", None, "here", fault="broken link").sha256 is None
