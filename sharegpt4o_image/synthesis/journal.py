@@ -70,6 +70,7 @@ CREATE TABLE attempts (
 );
 CREATE INDEX attempts_of_key ON attempts (key, status);
 CREATE UNIQUE INDEX one_answer_per_key ON attempts (key) WHERE status = 'ok';
+CREATE INDEX attempts_in_sums ON attempts (status, cost_usd, reserved_usd);
 CREATE INDEX attempts_of_submission ON attempts (submission) WHERE submission IS NOT NULL;
 CREATE TABLE items (
   item TEXT PRIMARY KEY,
@@ -83,6 +84,8 @@ CREATE TABLE items (
   decided_at TEXT NOT NULL
 );
 CREATE INDEX items_in_order ON items (task, pipeline, position, item);
+CREATE INDEX items_in_counts ON items (pipeline, task, reason);
+CREATE INDEX items_by_time ON items (decided_at);
 CREATE TABLE submissions (
   name TEXT PRIMARY KEY,
   route TEXT NOT NULL,
@@ -437,16 +440,18 @@ class Journal:
         )
         return {(stage, model): cost for stage, model, cost in self._connection.execute(query)}
 
-    def measure_stages(self) -> dict[Stage, StageUsage]:
-        """Stage -> what its answers took, of the whole run."""
+    def measure_stages(self) -> dict[tuple[Stage, str], StageUsage]:
+        """Stage and model -> what its useful answers took, of the whole run."""
         text = "coalesce(usage ->> 'prompt_tokens', usage ->> 'input_tokens', 0)"
         picture = "coalesce(usage ->> '$.input_tokens_details.image_tokens', 0)"
         output = "coalesce(usage ->> 'completion_tokens', usage ->> 'output_tokens', 0)"
+        # Answers of the Batch API have no seconds of their own; they count as the mean of the others.
         query = (
-            f"SELECT stage, count(*), sum({text} - {picture}), sum({picture}), sum({output}), sum(cost_usd),"
-            " coalesce(sum(seconds), 0) FROM attempts WHERE usage IS NOT NULL GROUP BY stage"
+            f"SELECT stage, model, count(*), sum({text} - {picture}), sum({picture}), sum({output}), sum(cost_usd),"
+            " coalesce(avg(seconds), 0) * count(*) FROM attempts WHERE status = 'ok' AND usage IS NOT NULL"
+            " GROUP BY stage, model"
         )
-        return {stage: StageUsage(*sums) for stage, *sums in self._connection.execute(query)}
+        return {(stage, model): StageUsage(*sums) for stage, model, *sums in self._connection.execute(query)}
 
 
 def _as_item(row: tuple[Any, ...]) -> Item:

@@ -117,10 +117,9 @@ class Plan:
 def plan_run(config: SynthesisConfig, teachers: Teachers, run_dir: Path | None) -> Plan:
     """What is still to be done, and what it will take.
 
-    Reads: the taxonomy, and `run_dir/journal.sqlite` if it is there. Its answers are subtracted stage by stage, also
-    the few that were of no use and will be asked for again.
+    Reads: the taxonomy, and `run_dir/journal.sqlite` if it is there. Its useful answers are subtracted stage by stage.
     """
-    usage = _read_usage(run_dir)
+    usage = _read_usage(run_dir, config)
     planned = _count_requests(config, usage)
     stages = []
     for stage in _STAGES:
@@ -142,11 +141,13 @@ def plan_run(config: SynthesisConfig, teachers: Teachers, run_dir: Path | None) 
     )
 
 
-def _read_usage(run_dir: Path | None) -> Mapping[Stage, StageUsage]:
+def _read_usage(run_dir: Path | None, config: SynthesisConfig) -> Mapping[Stage, StageUsage]:
+    """What the run measured with the models of the configuration; other models say nothing of these."""
     if run_dir is None or not (run_dir / FILE_NAME).is_file():
         return {}
     with closing(Journal.open(run_dir)) as journal:
-        return journal.measure_stages()
+        measured = journal.measure_stages()
+    return {stage: usage for (stage, model), usage in measured.items() if model == _model_of(stage, config)}
 
 
 # --------------------------------------------------------------------------- requests

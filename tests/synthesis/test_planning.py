@@ -5,7 +5,7 @@ import asyncio
 import json
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -42,13 +42,23 @@ def requests(made: Plan) -> dict[Stage, int]:
     return {stage.stage: stage.requests for stage in made.stages}
 
 
+OFFLINE = dict.fromkeys(get_args(Stage), "offline-writer-1") | dict.fromkeys(
+    ("image", "control", "edit"), "offline-painter-1"
+)
+
+
 def write_answers(
-    run_dir: Path, stage: Stage, count: int, usage: dict[str, Any], seconds: float | None = None
+    run_dir: Path,
+    stage: Stage,
+    count: int,
+    usage: dict[str, Any],
+    seconds: float | None = None,
+    model: str | None = None,
 ) -> None:
     """A pilot's journal."""
     with closing(Journal.create_or_resume(run_dir)) as journal:
         for number in range(count):
-            attempt = journal.begin(f"{stage} {number}", stage, "model", {})
+            attempt = journal.begin(f"{stage} {number}", stage, model or OFFLINE[stage], {})
             journal.end(attempt, "ok", answer="{}", usage=json.dumps(usage), seconds=seconds)
 
 
@@ -166,10 +176,13 @@ def test_json() -> None:
 
 
 def test_means_of_a_pilot(tmp_path: Path) -> None:
-    write_answers(tmp_path, "prompt", 10, {"prompt_tokens": 200, "completion_tokens": 1_000}, seconds=9.0)
+    write_answers(
+        tmp_path, "prompt", 10, {"prompt_tokens": 200, "completion_tokens": 1_000}, 9.0, str(PAPER["prompt_model"])
+    )
     details = {"text_tokens": 50, "image_tokens": 30}
     usage = {"input_tokens": 80, "input_tokens_details": details, "output_tokens": 6_000}
-    write_answers(tmp_path, "image", 4, usage, seconds=30.0)
+    write_answers(tmp_path, "image", 4, usage, 30.0, painter)
+    write_answers(tmp_path, "edit", 9, usage, 30.0, "another-painter")  # says nothing of this one
     made = plan(tmp_path, **{**PAPER, "num_topics": 110, "num_edits": 0, "num_workers": 2})
     [prompts, images] = made.stages
     assert (prompts.requests, prompts.text_input_tokens, prompts.output_tokens) == (100, 20_000, 100_000)

@@ -184,6 +184,15 @@ def test_faulty_teacher_loses_nothing(tmp_path: Path, records: list[Record]) -> 
     assert identity(list(iter_records(tmp_path / "run"))) == identity(records)
 
 
+def test_an_announced_limit_is_kept(tmp_path: Path) -> None:
+    """The teacher refuses what goes beyond; only the first requests cannot know it yet."""
+    with LoopbackTeacher(requests_per_minute=1200) as teacher:
+        config = SynthesisConfig(num_topics=50, num_edits=0, base_url=teacher.base_url, num_workers=16)
+        by_status = synthesize(tmp_path / "run", config).status.by_status
+    assert by_status["ok"] == 100
+    assert by_status.get("retry", 0) <= 16
+
+
 def test_moderation_and_missing_sources_leave_a_reason(tmp_path: Path) -> None:
     def fault(number: int, path: str) -> Response | None:
         if path.endswith("/generations") and number % 4 == 2:  # every other picture
