@@ -176,9 +176,8 @@ def test_json() -> None:
 
 
 def test_means_of_a_pilot(tmp_path: Path) -> None:
-    write_answers(
-        tmp_path, "prompt", 10, {"prompt_tokens": 200, "completion_tokens": 1_000}, 9.0, str(PAPER["prompt_model"])
-    )
+    writer, painter = str(PAPER["prompt_model"]), str(PAPER["image_model"])
+    write_answers(tmp_path, "prompt", 10, {"prompt_tokens": 200, "completion_tokens": 1_000}, 9.0, writer)
     details = {"text_tokens": 50, "image_tokens": 30}
     usage = {"input_tokens": 80, "input_tokens_details": details, "output_tokens": 6_000}
     write_answers(tmp_path, "image", 4, usage, 30.0, painter)
