@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: verbs only. Each verb imports its stage when it runs, so that `--help` stays fast."""
 
+import sqlite3
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -45,6 +46,9 @@ def main() -> None:
         if extra is None:
             raise
         print(f'Error: {error.name} is not installed; type: pip install "sharegpt4o-image[{extra}]"', file=sys.stderr)
+        sys.exit(2)
+    except sqlite3.DatabaseError as error:
+        print(f"Error: the journal of the run cannot be read ({error}); restore it from a copy", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.filename is None:
@@ -120,14 +124,21 @@ def plan(
     """
     from sharegpt4o_image.synthesis.config import load_config
 
+    if run_dir is not None and not run_dir.is_dir():
+        raise UserError(f"{run_dir} is no run directory; leave --run out, or name one that `synthesize` wrote")
     _print_plan(load_config(config).with_limit(limit), run_dir, as_json)
 
 
 def _print_plan(config: "SynthesisConfig", run_dir: Path | None, as_json: bool) -> None:
-    from sharegpt4o_image.synthesis.planning import plan_run
-    from sharegpt4o_image.synthesis.teachers import load_teachers
+    from datetime import UTC, datetime
 
-    planned = plan_run(config, load_teachers(config.teachers), run_dir)
+    from sharegpt4o_image.synthesis.planning import plan_run
+    from sharegpt4o_image.synthesis.teachers import check_teachers, load_teachers
+
+    teachers = load_teachers(config.teachers)
+    for warning in check_teachers(config, teachers, datetime.now(UTC).date()):
+        print(f"Warning: {warning}", file=sys.stderr)
+    planned = plan_run(config, teachers, run_dir)
     print(planned.to_json() if as_json else planned.to_text())
 
 

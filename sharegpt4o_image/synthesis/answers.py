@@ -20,7 +20,9 @@ MAX_ANSWER_BYTES = 128 * 2**20  # a 4K PNG in base64 has about 40 MB; longer ans
 
 _BLOCK_CODES = ("moderation_blocked", "content_policy_violation", "content_filter")
 _QUOTA_CODES = ("insufficient_quota", "billing_hard_limit_reached")
+_RATE_LIMIT_CODE = "rate_limit_exceeded"
 _BUSY_STATUSES = (408, 409)
+_GATEWAY_STATUSES = (502, 504, 524)  # somebody else stopped waiting: the teacher may have answered all the same
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 _MAX_REASON_LENGTH = 500
 
@@ -34,6 +36,14 @@ class InvalidAnswer(Exception):
     def __init__(self, reason: str, usage: dict[str, Any] | None = None):
         super().__init__(reason)
         self.usage = usage
+
+
+class ErrorAnswer(InvalidAnswer):
+    """An error that came with the status 200, as some gateways send it; `error` is what stands under that name."""
+
+    def __init__(self, error: Any, usage: dict[str, Any] | None = None):
+        super().__init__(f"the answer is an error in spite of its status 200: {error}"[:_MAX_REASON_LENGTH], usage)
+        self.error = error
 
 
 class BlockedAnswer(Exception):
@@ -77,8 +87,7 @@ def unpack_answer(content: bytes) -> UnpackedAnswer:
     except UnicodeEncodeError as error:
         raise InvalidAnswer("the answer holds half a character, which no file can store", usage_of(body)) from error
     if body.get("error"):
-        said = f"the answer is an error in spite of its status 200: {body['error']}"
-        raise InvalidAnswer(said[:_MAX_REASON_LENGTH], usage_of(body))
+        raise ErrorAnswer(body["error"], usage_of(body))
     if "data" not in body:
         return UnpackedAnswer(body, None)
     try:
@@ -174,6 +183,8 @@ def classify_status(
         verdict = {"status": "retry", "stops_run": True}
     elif status == 429:
         verdict = {"status": "retry", "is_rate_limit": True}
+    elif status in _GATEWAY_STATUSES:
+        verdict = {"status": "lost"}
     elif status in _BUSY_STATUSES or status >= 500:
         verdict = {"status": "retry"}
     # What a 401 answers repeats a part of the key.
@@ -190,6 +201,18 @@ def classify_status(
         headers=headers,
         **verdict,
     )
+
+
+def classify_error_answer(answer: ErrorAnswer) -> Failure | None:
+    """What an error with the status 200 would be with its own; `None` when it does not say."""
+    fields = answer.error if isinstance(answer.error, dict) else {}
+    code = fields.get("code")
+    status = {_RATE_LIMIT_CODE: 429, **dict.fromkeys(_QUOTA_CODES, 429), **dict.fromkeys(_BLOCK_CODES, 400)}.get(
+        code if isinstance(code, str) else ""
+    )
+    if isinstance(code, int) and not isinstance(code, bool) and 400 <= code < 600:
+        status = code
+    return classify_status(status, fields, str(answer), {}) if status else None
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float | None:

@@ -7,12 +7,15 @@ moment finds it again: its answers are fetched before anything else is ordered.
 
 import asyncio
 import json
+import logging
+import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import httpx2
 import openai
 from openai.types import Batch
 
@@ -32,6 +35,7 @@ from sharegpt4o_image.synthesis.requests import Route, TeacherRequest, batch_lin
 from sharegpt4o_image.synthesis.scheduler import (
     Bookkeeper,
     EndOfBudget,
+    FailedAnswer,
     OpenAttempt,
     Refused,
     Rejected,
@@ -47,7 +51,15 @@ _FIRST_POLL_SECONDS, _LONGEST_POLL_SECONDS = 1.0, 60.0
 _MAX_LIST_PAGES = 20  # pages of jobs that are looked through for one whose name was not learned
 _ENDED = ("completed", "failed", "expired", "cancelled")
 
+_LOST = Failure("lost", "the teacher does not know the job of the Batch API any more")
 _NO_ANSWER = Failure("retry", "the job of the Batch API ended without an answer to this request")
+
+
+log = logging.getLogger(__name__)
+
+
+class _UnknownJob(Exception):
+    """The teacher has no job of that name."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,7 @@ class BatchTransport:
         stop: asyncio.Event,
     ):
         self._client = client
+        self._endpoint = str(client.base_url)
         self._books = books
         self._journal = books.journal
         self._config = config
@@ -99,6 +112,8 @@ class BatchTransport:
         raise last
 
     async def _order(self, request: TeacherRequest[Any]) -> Answer:
+        for picture in request.pictures:
+            self._journal.blobs.require(picture.sha256)
         reserved_usd = await self._reserve(request)
         order = _Order(request, reserved_usd, asyncio.get_running_loop().create_future())
         self._orders.setdefault(request.route, []).append(order)
@@ -177,30 +192,35 @@ class BatchTransport:
         self._waiting.update({order.request.key: order.answer for order in orders})
         name = uuid.uuid4().hex
         try:
-            batch_id = await self._create(name, route, orders)
-            await self._fetch(name, await self._ended(batch_id))
-        except openai.OpenAIError as error:
-            self._give_up(orders, StopRun(classify_failure(error).reason))
+            await self._harvest(name, await self._create(name, route, orders))
         except Exception as error:  # whatever it is, nobody may wait for ever
-            self._give_up(orders, error)
+            for order in orders:
+                self._waiting.pop(order.request.key, None)
+                _fail(order.answer, error)
 
-    def _give_up(self, orders: list[_Order], error: Exception) -> None:
-        for order in orders:
-            _fail(order.answer, error)
+    async def _harvest(self, name: str, batch_id: str) -> None:
+        """Wait for a job and write its answers down."""
+        try:
+            await self._fetch(name, await self._ended(batch_id))
+        except _UnknownJob:
+            log.warning("the teacher does not know the job %s any more; its requests count as lost", batch_id)
+            self._close(name, _LOST)
+        except (openai.OpenAIError, httpx2.HTTPError) as error:
+            reason = self._journal.clean(str(error.__cause__ or error))
+            raise StopRun(f"the answers of a job could not be fetched: {reason}") from error
 
     async def _create(self, name: str, route: Route, orders: list[_Order]) -> str:
         try:
             file_ids = await self._upload_pictures(orders)
             lines = "\n".join(batch_line(order.request, file_ids) for order in orders).encode()
             uploaded = await self._client.files.create(file=(f"{name}.jsonl", lines), purpose="batch")
-        except openai.OpenAIError as error:
-            failure = classify_failure(error)
+        except Exception as error:
             for order in orders:
                 self._books.ledger.settle(order.reserved_usd, 0.0)
-            raise consequence_of(failure) from error
-        self._journal.begin_submission(name, route)
+            raise self._stop_for(error, "the files of a job could not be uploaded") from error
         for order in orders:
             self._books.begin(order.request, order.reserved_usd, BATCH_DISCOUNT, name)
+        self._journal.begin_submission(name, route)
         try:
             batch = await self._client.batches.create(
                 input_file_id=uploaded.id,
@@ -208,14 +228,21 @@ class BatchTransport:
                 completion_window="24h",
                 metadata={_METADATA_KEY: name},
             )
-        except openai.APIStatusError as error:
-            failure = classify_failure(error)
-            self._close(name, failure)
-            raise consequence_of(failure) from error
-        except openai.APIConnectionError as error:
-            raise StopRun(f"it is not known whether a job was created: {error.__cause__ or error}") from error
+        except openai.OpenAIError as error:
+            failure = self._books.cleaned(classify_failure(error))
+            if failure.http_status in range(400, 500) and failure.http_status not in (408, 409):
+                end = StopRun(f"the teacher creates no job: {failure.reason}")
+                self._close(name, replace(failure, status="retry", is_final=False), end)
+                raise end from error
+            raise StopRun(f"it is not known whether a job was created: {failure.reason}") from error
         self._journal.update_submission(name, "open", batch.id)
         return batch.id
+
+    def _stop_for(self, error: Exception, what: str) -> Exception:
+        """What a fault that concerns the whole job means for the run."""
+        if not isinstance(error, openai.OpenAIError):
+            return error
+        return StopRun(f"{what}: {self._books.cleaned(classify_failure(error)).reason}")
 
     async def _upload_pictures(self, orders: list[_Order]) -> dict[str, str]:
         """sha256 -> file id of every source; each is uploaded once in the life of a run."""
@@ -223,36 +250,36 @@ class BatchTransport:
         for picture in (picture for order in orders for picture in order.request.pictures):
             if picture.sha256 in file_ids:
                 continue
-            file_id = self._journal.find_upload(picture.sha256)
+            file_id = self._journal.find_upload(self._endpoint, picture.sha256)
             if file_id is None:
                 data = self._journal.blobs.read(picture.sha256)
                 content = (f"{picture.sha256}.{picture.format}", data, f"image/{picture.format}")
                 file_id = (await self._client.files.create(file=content, purpose="vision")).id
-                self._journal.write_upload(picture.sha256, file_id)
+                self._journal.write_upload(self._endpoint, picture.sha256, file_id)
             file_ids[picture.sha256] = file_id
         return file_ids
 
     async def _ended(self, batch_id: str) -> Batch:
-        """The job, once it is at its end."""
-        seconds = _FIRST_POLL_SECONDS
+        """The job, once it is at its end; raises [`_UnknownJob`] where the teacher has none of that name."""
+        seconds, failing_since = _FIRST_POLL_SECONDS, None
         while True:
-            batch = await self._patiently(self._client.batches.retrieve(batch_id))
-            if batch is not None and batch.status in _ENDED:
-                return batch
+            try:
+                batch = await self._client.batches.retrieve(batch_id)
+                failing_since = None
+                if batch.status in _ENDED:
+                    return batch
+            except openai.NotFoundError as error:
+                raise _UnknownJob(batch_id) from error
+            except openai.OpenAIError as error:
+                failure = self._books.cleaned(classify_failure(error))
+                failing_since = failing_since or time.monotonic()
+                is_out = time.monotonic() - failing_since > self._config.patience_seconds
+                if failure.stops_run or failure.is_final or is_out:
+                    raise StopRun(f"a job cannot be asked after: {failure.reason}") from error
             await wait_or_stop(seconds, self._stop)
             if self._stop.is_set():
                 raise Stopped
             seconds = min(2 * seconds, _LONGEST_POLL_SECONDS)
-
-    async def _patiently(self, answer: Awaitable[Batch]) -> Batch | None:
-        """An answer, or `None` where asking later may help."""
-        try:
-            return await answer
-        except openai.OpenAIError as error:
-            failure = classify_failure(error)
-            if failure.stops_run or failure.is_final:
-                raise StopRun(failure.reason) from error
-            return None
 
     # ----------------------------------------------------------------------- answers
 
@@ -261,13 +288,13 @@ class BatchTransport:
         self._books.ledger.adopt(len(self._journal.attempts_of(submission.name)))
         try:
             batch_id = submission.batch_id or await self._find(submission.name)
-            if batch_id is None:
-                self._close(submission.name, Failure("retry", "the job was never created"))
-                return
-            self._journal.update_submission(submission.name, "open", batch_id)
-            await self._fetch(submission.name, await self._ended(batch_id))
         except openai.OpenAIError as error:
-            raise StopRun(classify_failure(error).reason) from error
+            raise self._stop_for(error, "the jobs of an earlier run cannot be asked after") from error
+        if batch_id is None:
+            self._close(submission.name, Failure("retry", "the job was never created"))
+            return
+        self._journal.update_submission(submission.name, "open", batch_id)
+        await self._harvest(submission.name, batch_id)
 
     async def _find(self, name: str) -> str | None:
         """What the teacher calls the job `name`, if it has it."""
@@ -286,8 +313,9 @@ class BatchTransport:
         if batch.status == "failed":
             errors = batch.errors.data if batch.errors and batch.errors.data else []
             reason = "; ".join(str(error.message) for error in errors[:3]) or "no reason given"
-            self._close(name, Failure("retry", f"the teacher refuses the job: {reason}"))
-            raise StopRun(f"the teacher refuses the job of the Batch API: {self._journal.clean(reason)}")
+            end = StopRun(f"the teacher refuses the job of the Batch API: {self._journal.clean(reason)}")
+            self._close(name, Failure("retry", str(end)), end)
+            raise end
         attempts = {
             key: OpenAttempt(*fields, BATCH_DISCOUNT) for key, fields in self._journal.attempts_of(name).items()
         }
@@ -298,29 +326,40 @@ class BatchTransport:
         self._close(name, _NO_ANSWER)
 
     async def _take_line(self, text: str, attempts: dict[str, OpenAttempt]) -> None:
-        line = json.loads(text) if text.strip() else {}
-        attempt = attempts.pop(str(line.get("custom_id")), None)
-        if attempt is None:
-            return
-        waiting = self._waiting.pop(line["custom_id"], None)
-        response = line.get("response") or {}
         try:
-            if response.get("status_code") == 200:
-                reply = Reply(json.dumps(response.get("body")).encode(), response.get("request_id"))
-                answer = await self._books.store_answer(attempt, reply)
-                if waiting is not None and not waiting.done():
-                    waiting.set_result(answer)
-                return
-            raise consequence_of(self._books.store_failure(attempt, _failure_of(line)))
+            line = json.loads(text or "null")
+            attempt = attempts.pop(line["custom_id"])
+        except (ValueError, TypeError, LookupError):
+            return  # no answer to anything that is still open: an empty line, or one that was read before
+        waiting = self._waiting.pop(line["custom_id"], None)
+        try:
+            answer = await self._read_answer(attempt, line)
         except (InvalidAnswer, Unfinished, Rejected, Refused, StopRun) as error:
             _fail(waiting, error)
+            return
+        if waiting is not None and not waiting.done():
+            waiting.set_result(answer)
 
-    def _close(self, name: str, failure: Failure) -> None:
-        """End a job; requests of it without an answer may be sent again."""
+    async def _read_answer(self, attempt: OpenAttempt, line: dict[str, Any]) -> Answer:
+        response = line.get("response") or {}
+        if response.get("status_code") == 200:
+            reply = Reply(json.dumps(response.get("body")).encode(), response.get("request_id"))
+            try:
+                return await self._books.store_answer(attempt, reply)
+            except FailedAnswer as failed:
+                raise consequence_of(failed.failure) from failed
+        failure = _failure_of_line(line)
+        if failure.http_status in (400, 404) and failure.status != "blocked" and "file" in failure.reason.lower():
+            self._journal.forget_uploads()
+            failure = replace(failure, status="retry", is_final=False, stops_run=False)
+        raise consequence_of(self._books.store_failure(attempt, failure))
+
+    def _close(self, name: str, failure: Failure, told: Exception | None = None) -> None:
+        """End a job; those that wait for an answer of it are `told`, or else what the failure means for them."""
         for key, fields in self._journal.attempts_of(name).items():
             self._books.store_failure(OpenAttempt(*fields, BATCH_DISCOUNT), failure)
-            _fail(self._waiting.pop(key, None), consequence_of(failure))
-        self._journal.update_submission(name, "done", None)
+            _fail(self._waiting.pop(key, None), told or consequence_of(failure))
+        self._journal.update_submission(name, "done")
 
 
 def _fail(waiting: "asyncio.Future[Answer] | None", error: Exception) -> None:
@@ -328,7 +367,7 @@ def _fail(waiting: "asyncio.Future[Answer] | None", error: Exception) -> None:
         waiting.set_exception(error)
 
 
-def _failure_of(line: dict[str, Any]) -> Failure:
+def _failure_of_line(line: dict[str, Any]) -> Failure:
     """What a line of a job says that is no answer."""
     response = line.get("response") or {}
     if not response:

@@ -47,6 +47,11 @@ class BlobStore:
         _sync_folder(path.parent)
         return sha256
 
+    def require(self, sha256: str) -> None:
+        """Raise [`MissingBlob`] where [`read`] would find nothing."""
+        if not self.path_of(sha256).exists():
+            self.read(sha256)
+
     def read(self, sha256: str) -> bytes:
         """The bytes of a blob."""
         path = self.path_of(sha256)

@@ -99,6 +99,8 @@ class _LimitedStream(httpx2.AsyncByteStream):
 
 
 async def _limit_length(response: httpx2.Response) -> None:
+    if response.request.url.path.endswith("/content"):  # of a file: read line by line, however long it is
+        return
     assert isinstance(response.stream, httpx2.AsyncByteStream)
     response.stream = _LimitedStream(response.stream)
 

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.synthesis.yaml_files import describe_fault, read_yaml
 
+MAX_ORDERED = 50_000  # requests that may wait for their jobs at a time: as many as a job takes at most
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -198,6 +200,12 @@ class SynthesisConfig(_Part):
         if parts.scheme not in ("http", "https") or not parts.netloc or not _has_valid_port(parts):
             raise ValueError(f"{url!r} is not an http(s) address such as https://api.openai.com/v1")
         return url
+
+    @model_validator(mode="after")
+    def _has_bounded_batches(self) -> "SynthesisConfig":
+        if self.batch_size * self.open_batches > MAX_ORDERED:
+            raise ValueError(f"batch_size times open_batches is more than {MAX_ORDERED:,}; lower one of them")
+        return self
 
     @model_validator(mode="after")
     def _has_sources(self) -> "SynthesisConfig":

@@ -44,7 +44,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Editing:
-    """The editing pipeline.
+    """The editing pipeline; `gates` is the hash of those that its sources are decided by.
 
     Every source is used once before one is used again (`turn` 1, 2, ...). Of `edit_turns` edits in a row, each starts
     from the result of the one before: those of depth 0 are made first, then those of depth 1, and so on.
@@ -54,6 +54,7 @@ class Editing:
     taxonomy: Taxonomy
     journal: Journal
     records: TextToImage
+    gates: str
 
     @property
     def blobs(self) -> BlobStore:
@@ -102,9 +103,15 @@ class Editing:
             yield Origin(photo_id(photo), self._photo_opener(photo))
 
     def _photo_opener(self, photo: Photo) -> Callable[[], SourceImage]:
+        unread = [photo]  # its bytes go as soon as they are in the run
+        read: list[SourceImage] = []
+
         def open_photo() -> SourceImage:
             try:
-                return open_source(photo, self.blobs)
+                if not read:
+                    read.append(open_source(unread[0], self.blobs))
+                    unread.clear()
+                return read[0]
             except InvalidPhoto as fault:
                 raise Rejected(str(fault)) from fault
 
@@ -113,7 +120,7 @@ class Editing:
     def _result_of(self, item: str) -> Origin:
         def open_result() -> SourceImage:
             found = self.journal.find_item(item)
-            if found is None:
+            if found is None or found.gates != self.gates:
                 raise Unfinished("the source is not finished")
             if not found.is_record or found.image is None:
                 raise Rejected("the source was rejected")
@@ -163,5 +170,6 @@ class Editing:
         instruction = await dispatcher.obtain(plan_instruction(self.config, sources, task, turn))
         if instruction is None:
             return None
+        self.records.check(instruction)
         edited = await dispatcher.obtain(plan_edit(self.config, self.blobs, instruction, sources))
         return edited.model_copy(update={"cost_usd": edited.cost_usd + control_usd})

@@ -5,13 +5,15 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 
+from PIL import Image
+
 from sharegpt4o_image.schema import GeneratedImage, Prompt, SourceImage, content_id
 from sharegpt4o_image.synthesis.answers import InvalidAnswer
 from sharegpt4o_image.synthesis.blobs import BlobStore
 from sharegpt4o_image.synthesis.config import SynthesisConfig
 from sharegpt4o_image.synthesis.gates import Signature, find_blank, sign
 from sharegpt4o_image.synthesis.journal import Answer, utc_now
-from sharegpt4o_image.synthesis.pictures import UnreadablePicture, difference_hash, open_picture
+from sharegpt4o_image.synthesis.pictures import difference_hash, open_picture
 from sharegpt4o_image.synthesis.requests import GENERATIONS, TeacherRequest
 
 _CHECKED_SIDE = 128  # pictures are checked for blankness, and signed, at about this size (our choice)
@@ -35,10 +37,14 @@ def facts_of(blobs: BlobStore, sha256: str) -> PictureFacts:
 
     Raises [`InvalidAnswer`] when it is not whole, or too large to be opened safely.
     """
+    data = blobs.read(sha256)
     try:
-        image = open_picture(blobs.read(sha256))
-    except UnreadablePicture as fault:
+        return _look_at(open_picture(data))
+    except Exception as fault:  # of the picture's own: Pillow's readers of pixels and EXIF raise whatever comes
         raise InvalidAnswer(f"the picture cannot be read: {fault}") from fault
+
+
+def _look_at(image: Image.Image) -> PictureFacts:
     factor = max(image.size) // _CHECKED_SIDE
     small = image.reduce(factor) if factor > 1 and image.mode in ("L", "RGB", "RGBA") else image
     signature = Signature(difference_hash(image), sign(small).thumbnail)

@@ -17,8 +17,8 @@ from sharegpt4o_image.synthesis.gates import (
 from sharegpt4o_image.synthesis.images import facts_of
 from sharegpt4o_image.synthesis.journal import Journal
 from sharegpt4o_image.synthesis.judging import plan_judgement
-from sharegpt4o_image.synthesis.pictures import open_picture
-from sharegpt4o_image.synthesis.scheduler import Dispatcher
+from sharegpt4o_image.synthesis.pictures import UnreadablePicture, open_picture
+from sharegpt4o_image.synthesis.scheduler import Dispatcher, Unfinished
 from sharegpt4o_image.synthesis.taxonomy import Taxonomy
 
 
@@ -87,8 +87,11 @@ class Inspector:
     def _compare(self, image: GeneratedImage) -> str | None:
         """Whether an edit left nothing, changed nothing, or changed too much."""
         gates, blobs = self._config.gates, self._journal.blobs
-        picture = open_picture(blobs.read(image.sha256))
-        source = open_picture(blobs.read(image.sources[0].sha256))
+        try:
+            picture = open_picture(blobs.read(image.sha256))
+            source = open_picture(blobs.read(image.sources[0].sha256))
+        except UnreadablePicture as fault:
+            raise Unfinished(f"a picture of the run is damaged: {fault}") from fault
         if gates.blank and (reason := find_blank(picture, source)) is not None:
             return reason
         scope = self._scopes.get(image.prompt.topic.edit_task or "", "any")

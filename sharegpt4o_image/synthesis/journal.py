@@ -24,7 +24,7 @@ import re
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -93,7 +93,7 @@ CREATE TABLE submissions (
   batch_id TEXT,
   created_at TEXT NOT NULL
 );
-CREATE TABLE uploads (sha256 TEXT PRIMARY KEY, file_id TEXT NOT NULL, created_at TEXT NOT NULL);
+CREATE TABLE uploads (endpoint TEXT, sha256 TEXT, file_id TEXT NOT NULL, PRIMARY KEY (endpoint, sha256));
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 
@@ -311,16 +311,16 @@ class Journal:
     # ----------------------------------------------------------------------- the Batch API
 
     def begin_submission(self, name: str, route: str) -> None:
-        """Write down that a job is about to be created; its attempts name it."""
+        """Write down that a job is about to be created; its attempts, written down before, name it."""
         row = (name, route, utc_now())
-        self._connection.execute(
+        self._durable.execute(
             "INSERT INTO submissions (name, route, status, created_at) VALUES (?, ?, 'sending', ?)", row
         )
 
-    def update_submission(self, name: str, status: SubmissionStatus, batch_id: str | None) -> None:
+    def update_submission(self, name: str, status: SubmissionStatus, batch_id: str | None = None) -> None:
         """Write down what became of a job."""
-        row = (status, batch_id, name)
-        self._durable.execute("UPDATE submissions SET status = ?, batch_id = ? WHERE name = ?", row)
+        query = "UPDATE submissions SET status = ?, batch_id = coalesce(?, batch_id) WHERE name = ?"
+        self._durable.execute(query, (status, batch_id, name))
 
     def pending_submissions(self) -> list[Submission]:
         """The jobs whose answers were not fetched yet."""
@@ -332,14 +332,19 @@ class Journal:
         query = "SELECT key, number, stage, model, reserved_usd FROM attempts WHERE submission = ? AND status = 'lost'"
         return {key: (number, *rest) for key, number, *rest in self._connection.execute(query, (submission,))}
 
-    def find_upload(self, sha256: str) -> str | None:
-        """The name that the teacher gave to an uploaded picture."""
-        row = self._connection.execute("SELECT file_id FROM uploads WHERE sha256 = ?", (sha256,)).fetchone()
+    def find_upload(self, endpoint: str, sha256: str) -> str | None:
+        """The name that the teacher at `endpoint` gave to an uploaded picture."""
+        query = "SELECT file_id FROM uploads WHERE endpoint = ? AND sha256 = ?"
+        row = self._connection.execute(query, (endpoint, sha256)).fetchone()
         return row[0] if row else None
 
-    def write_upload(self, sha256: str, file_id: str) -> None:
+    def write_upload(self, endpoint: str, sha256: str, file_id: str) -> None:
         """Remember an uploaded picture."""
-        self._connection.execute("INSERT OR REPLACE INTO uploads VALUES (?, ?, ?)", (sha256, file_id, utc_now()))
+        self._connection.execute("INSERT OR REPLACE INTO uploads VALUES (?, ?, ?)", (endpoint, sha256, file_id))
+
+    def forget_uploads(self) -> None:
+        """Have every picture uploaded again: the teacher does not know one any more."""
+        self._connection.execute("DELETE FROM uploads")
 
     # ----------------------------------------------------------------------- items
 
@@ -350,13 +355,17 @@ class Journal:
             item ([`Item`]): the decision.
             thumbnail (`bytes`, *optional*): the picture's colours, for the search for similar ones.
         """
-        image = item.image.model_dump_json() if item.image else None
+        image = self.clean(item.image.model_dump_json()) if item.image else None
         reason = self.clean(item.reason) if item.reason else None
         row = (item.item, item.pipeline, item.task, item.position, image, reason, item.gates, item.decided_at)
         self._connection.execute(
             f"INSERT OR REPLACE INTO items ({_ITEM_COLUMNS}, thumbnail) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (*row, thumbnail),
         )
+
+    def undecide(self, items: Iterable[str]) -> None:
+        """Forget what became of samples, so that the next run sees to them."""
+        self._connection.executemany("DELETE FROM items WHERE item = ?", [(item,) for item in items])
 
     def find_item(self, item: str) -> Item | None:
         """What became of a sample, or `None` when it is still to do."""

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The spending cap of a run: dollars are reserved before a request leaves and settled when its answer is there.
 
-A reservation is more than the dearest answer of its kind so far. As long as a kind has had no answer, one request of
-it is sent alone, with all that is left reserved. So the run stops before the cap unless one answer costs far more than
-any before it.
+A reservation is more than the dearest answer of its kind so far. As long as a kind has had no answer, what `plan`
+would assume stands for it, and under a budget its requests are sent one by one with nothing else beside them. So the
+run stops before the cap unless an answer costs far more than any before it.
 """
 
 import asyncio
 import math
+from collections.abc import Mapping
 
 from sharegpt4o_image.synthesis.journal import Journal, Stage
 from sharegpt4o_image.synthesis.limits import Stopped, unless_stopped
@@ -25,15 +26,24 @@ class Ledger:
     Args:
         journal ([`Journal`]): what was spent before.
         budget_usd (`float`, *optional*): the most that the run may cost, from its first request on.
+        assumed_usd (`dict`, *optional*): stage -> what one request is assumed to cost.
     """
 
-    def __init__(self, journal: Journal, budget_usd: float | None, stop: asyncio.Event):
+    def __init__(
+        self,
+        journal: Journal,
+        budget_usd: float | None,
+        stop: asyncio.Event,
+        assumed_usd: Mapping[Stage, float] | None = None,
+    ):
         self._budget = math.inf if budget_usd is None else budget_usd
         self._stop = stop
         self.spent_usd = journal.spent_usd()
         self.reserved_usd = journal.reserved_usd()
         self._dearest = journal.dearest_answers()
+        self._assumed = assumed_usd or {}
         self._num_open = 0
+        self._is_trial_open = False
         self._settled = asyncio.Event()
 
     @property
@@ -53,8 +63,13 @@ class Ledger:
         """
         while not self._stop.is_set():
             dollars = self._estimate(stage, model) * discount
-            if dollars <= self.left_usd:
-                return self._open(dollars)
+            is_trial = self.is_limited and not self.knows(stage, model)
+            must_wait = self._is_trial_open or (is_trial and self._num_open > 0)
+            if not must_wait and dollars <= self.left_usd:
+                self._num_open += 1
+                self._is_trial_open = is_trial
+                self.reserved_usd += dollars
+                return dollars
             if self._num_open == 0:
                 raise BudgetSpent(
                     f"the budget of {self._budget:.2f} USD does not cover another request: {self.spent_usd:.4f} are "
@@ -65,16 +80,8 @@ class Ledger:
         raise Stopped
 
     def _estimate(self, stage: Stage, model: str) -> float:
-        if (dearest := self._dearest.get((stage, model))) is not None:
-            return dearest * _MARGIN
-        if not self.is_limited:
-            return 0.0
-        return max(self.left_usd, math.ulp(0.0)) if self._num_open == 0 else math.inf
-
-    def _open(self, dollars: float) -> float:
-        self._num_open += 1
-        self.reserved_usd += dollars
-        return dollars
+        known = self._dearest.get((stage, model), self._assumed.get(stage, 0.0))
+        return known * _MARGIN
 
     def adopt(self, num_requests: int) -> None:
         """Take over requests of an earlier invocation that are still open; their reservations are in the journal."""
@@ -83,6 +90,7 @@ class Ledger:
     def settle(self, reserved_usd: float, cost_usd: float | None) -> None:
         """Put the cost in the place of its reservation; `None` when it is not known, which leaves the reservation."""
         self._num_open -= 1
+        self._is_trial_open = False  # a trial is open alone
         if cost_usd is not None:
             self.reserved_usd -= reserved_usd
             self.spent_usd += cost_usd

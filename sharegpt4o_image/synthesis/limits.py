@@ -50,16 +50,15 @@ class Pace:
 
     def must_wait(self, amount: float) -> bool:
         """Whether `amount` units are not free at once."""
-        return self._limiter is not None and not self._limiter.has_capacity(self._fitting(amount))
+        limiter = self._limiter
+        return limiter is not None and (amount > limiter.max_rate or not limiter.has_capacity(amount))
 
     async def take(self, amount: float) -> None:
-        """Wait until `amount` units are free and use them."""
-        if self._limiter is not None:
-            await self._limiter.acquire(self._fitting(amount))
-
-    def _fitting(self, amount: float) -> float:
-        assert self._limiter is not None
-        return min(amount, self._limiter.max_rate)
+        """Wait until `amount` units are free and use them, a burst's worth at a time."""
+        while self._limiter is not None and amount > 0:
+            part = min(amount, self._limiter.max_rate)
+            await self._limiter.acquire(part)
+            amount -= part
 
 
 class RouteLimits:

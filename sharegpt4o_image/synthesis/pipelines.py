@@ -2,12 +2,15 @@
 """Configuration + taxonomy -> the samples of a run, one generator for each pipeline of the paper (section 2.1)."""
 
 import asyncio
+import itertools
+import logging
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sharegpt4o_image.schema import GeneratedImage, Pipeline, Prompt, Task, Topic, content_id
+from sharegpt4o_image.synthesis.answers import InvalidAnswer
 from sharegpt4o_image.synthesis.blobs import BlobStore
 from sharegpt4o_image.synthesis.config import SynthesisConfig
 from sharegpt4o_image.synthesis.documents import CONTENT_TEMPLATE, LAYOUT_TEMPLATE, plan_content, plan_layout
@@ -17,6 +20,8 @@ from sharegpt4o_image.synthesis.photos import InvalidPhoto, Photo, iter_photos, 
 from sharegpt4o_image.synthesis.prompts import DESCRIPTION_TEMPLATE, PROMPT_TEMPLATE, plan_description, plan_prompt
 from sharegpt4o_image.synthesis.scheduler import Dispatcher, Rejected
 from sharegpt4o_image.synthesis.taxonomy import Taxonomy
+
+log = logging.getLogger(__name__)
 
 Make = Callable[[Dispatcher], Awaitable[GeneratedImage]]
 
@@ -77,23 +82,29 @@ class TextToImage:
         if not self.config.num_described:
             return
         assert self.config.photos is not None
-        for position, photo in enumerate(iter_photos(self.config.photos)):
-            if position == self.config.num_described:
-                return
+        position = -1
+        for position, photo in enumerate(itertools.islice(iter_photos(self.config.photos), self.config.num_described)):
             item = self._item([DESCRIPTION_TEMPLATE], [photo_id(photo)], target=self.config.image_first_target)
             yield Sample(item, "image_first", "text_to_image", position, self._from_photo(photo))
+        if position + 1 < self.config.num_described:
+            log.warning("photos has %d pictures, num_described asks for %d", position + 1, self.config.num_described)
 
     def _from_photo(self, photo: Photo) -> Make:
+        unread = [photo]  # its bytes go as soon as they are in the run
+
         async def make(dispatcher: Dispatcher) -> GeneratedImage:
             try:
-                source = await asyncio.to_thread(open_source, photo, self.blobs)
+                source = await asyncio.to_thread(open_source, unread.pop(), self.blobs)
             except InvalidPhoto as fault:
                 raise Rejected(str(fault)) from fault
             prompt = await dispatcher.obtain(plan_description(self.config, source))
             if self.config.image_first_target == "regenerated":
                 return await self._draw(prompt, dispatcher)
-            self._check(prompt)
-            return await asyncio.to_thread(original_of, prompt, self.blobs, self.config.license)
+            self.check(prompt)
+            try:
+                return await asyncio.to_thread(original_of, prompt, self.blobs, self.config.license)
+            except InvalidAnswer as fault:
+                raise Rejected(str(fault)) from fault
 
         return make
 
@@ -116,10 +127,11 @@ class TextToImage:
     # ----------------------------------------------------------------------- all of them
 
     async def _draw(self, prompt: Prompt, dispatcher: Dispatcher) -> GeneratedImage:
-        self._check(prompt)
+        self.check(prompt)
         return await dispatcher.obtain(plan_image(self.config, self.blobs, prompt))
 
-    def _check(self, prompt: Prompt) -> None:
+    def check(self, prompt: Prompt) -> None:
+        """Reject a prompt, or an edit instruction, that repeats a benchmark's."""
         if (fault := self.benchmarks.find(prompt.text)) is not None:
             raise Rejected(fault)
 

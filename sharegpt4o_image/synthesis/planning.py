@@ -141,6 +141,14 @@ def plan_run(config: SynthesisConfig, teachers: Teachers, run_dir: Path | None) 
     )
 
 
+def assume_costs(config: SynthesisConfig, teachers: Teachers) -> dict[Stage, float]:
+    """Stage -> US dollars that one request is assumed to cost; a model without a price costs nothing."""
+    return {
+        stage: _cost(_assume(stage, config, teachers), 1, teachers.price_of(_model_of(stage, config), config)) or 0.0
+        for stage in _STAGES
+    }
+
+
 def _read_usage(run_dir: Path | None, config: SynthesisConfig) -> Mapping[Stage, StageUsage]:
     """What the run measured with the models of the configuration; other models say nothing of these."""
     if run_dir is None or not (run_dir / FILE_NAME).is_file():

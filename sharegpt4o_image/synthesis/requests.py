@@ -69,20 +69,32 @@ def with_pictures(request: TeacherRequest[Any], blobs: BlobStore) -> dict[str, A
     return {**body, "messages": [{**message, "content": parts}]}
 
 
-async def send(request: TeacherRequest[Any], client: openai.AsyncOpenAI, blobs: BlobStore) -> Reply:
-    """Send a request, once; raises what the client raises where there is no 200 answer."""
+@dataclass(frozen=True)
+class Parcel:
+    """A request with the bytes of its pictures, ready to be sent."""
+
+    route: Route
+    body: dict[str, Any]
+    files: list[tuple[str, tuple[str, bytes, str]]]
+
+
+def pack_request(request: TeacherRequest[Any], blobs: BlobStore) -> Parcel:
+    """Fetch the pictures of a request; raises `MissingBlob` where one is gone."""
     if request.route != EDITS:
-        body = with_pictures(request, blobs)
-        response = await client.post(request.route, cast_to=httpx2.Response, body=body)
-        return _reply(response)
+        return Parcel(request.route, with_pictures(request, blobs), [])
     name = "image" if len(request.pictures) == 1 else "image[]"  # as the API's own client names them
     files = [
         (name, (f"{number}.{picture.format}", blobs.read(picture.sha256), f"image/{picture.format}"))
         for number, picture in enumerate(request.pictures)
     ]
-    options: openai.RequestOptions = {"headers": {"Content-Type": "multipart/form-data"}}
+    return Parcel(request.route, dict(request.body), files)
+
+
+async def send(parcel: Parcel, client: openai.AsyncOpenAI) -> Reply:
+    """Send a request, once; raises what the client raises where there is no 200 answer."""
+    options: openai.RequestOptions = {"headers": {"Content-Type": "multipart/form-data"}} if parcel.files else {}
     response = await client.post(
-        request.route, cast_to=httpx2.Response, body=dict(request.body), files=files, options=options
+        parcel.route, cast_to=httpx2.Response, body=parcel.body, files=parcel.files or None, options=options
     )
     return _reply(response)
 

@@ -34,13 +34,17 @@ from sharegpt4o_image.synthesis.journal import Item, Journal, check_run_dir, utc
 from sharegpt4o_image.synthesis.ledger import Ledger
 from sharegpt4o_image.synthesis.limits import Stopped
 from sharegpt4o_image.synthesis.pipelines import Sample, TextToImage, check_inputs
+from sharegpt4o_image.synthesis.planning import assume_costs
 from sharegpt4o_image.synthesis.requests import CHAT, TeacherRequest
 from sharegpt4o_image.synthesis.scheduler import (
     Bookkeeper,
     DirectTransport,
     Dispatcher,
+    Doubt,
     EndOfBudget,
+    EndpointAtFault,
     Rejected,
+    RejectedByAnswer,
     StopRun,
     Transport,
     Unfinished,
@@ -130,7 +134,7 @@ def synthesize(
         return asyncio.run(_synthesize(plan, on_progress))
     except asyncio.CancelledError:
         raise KeyboardInterrupt from None  # the second Ctrl-C
-    except (OSError, sqlite3.OperationalError) as error:
+    except (OSError, sqlite3.DatabaseError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"cannot write to {run_dir} ({reason}); put that right and run the same command again"
@@ -206,13 +210,16 @@ class _Invocation:
         self.stop_reason: str | None = None
         self._end_of_budget: str | None = None
         self._unfinished: Counter[str] = Counter()
+        self._doubtful: list[tuple[str, Doubt]] = []  # rejected for an answer; the endpoint may be at fault
+        self._faulty: list[Doubt] = []
         self._plan = plan
         self._journal = journal
         self._on_progress = on_progress
         self._gates = gates_id(config.gates)
         self._inspector = Inspector(journal, config, plan.taxonomy, self._gates)
         prices = {model: price for model in asked_models(config) if (price := plan.teachers.price_of(model, config))}
-        books = Bookkeeper(journal, Ledger(journal, plan.budget_usd, self.stop), prices)
+        ledger = Ledger(journal, plan.budget_usd, self.stop, assume_costs(config, plan.teachers))
+        books = Bookkeeper(journal, ledger, prices)
         self._direct = DirectTransport(clients, books, config, self.stop)
         self._batches = BatchTransport(clients.images, books, config, self.stop) if plan.uses_batches else None
         self._dispatcher = Dispatcher(journal, config, self._transport_of)
@@ -236,7 +243,7 @@ class _Invocation:
         journal.write_fact(PLAN_FACT, json.dumps({name: count for name, count in self._planned.items() if count}))
         journal.write_fact(STARTED_FACT, utc_now())
         pictures = TextToImage(config, self._plan.taxonomy, journal.blobs, self._plan.benchmarks)
-        editing = Editing(config, self._plan.taxonomy, journal, pictures)
+        editing = Editing(config, self._plan.taxonomy, journal, pictures, self._gates)
         phases: list[Iterable[Sample]] = [
             itertools.chain(pictures.prompt_first(), pictures.image_first(), pictures.documents()),
             *(editing.edits(depth) for depth in range(config.edit_turns if config.num_edits else 0)),
@@ -256,6 +263,7 @@ class _Invocation:
     async def _work_off(self, phases: Iterable[Iterable[Sample]], num_workers: int) -> None:
         for samples in phases:
             await run_workers(samples, self._settle, num_workers, self.stop)
+        self._journal.undecide(item for item, doubt in self._doubtful if doubt in self._faulty)
 
     def _refuse_open_batches(self) -> None:
         """What was ordered through the Batch API must not be ordered again."""
@@ -270,6 +278,10 @@ class _Invocation:
                 await self._decide(sample)
             except (Unfinished, MissingBlob) as fault:
                 self._unfinished[str(fault)] += 1
+            except EndpointAtFault as end:
+                self._faulty.append(end.doubt)
+                self.stop_reason = self.stop_reason or str(end)
+                self.stop.set()
             except EndOfBudget as end:
                 self._end_of_budget = str(end)
                 self.stop.set()
@@ -287,6 +299,8 @@ class _Invocation:
             image, reason, thumbnail = verdict.image, verdict.reason, verdict.thumbnail
         except Rejected as rejection:
             reason = str(rejection)
+            if isinstance(rejection, RejectedByAnswer):
+                self._doubtful.append((sample.item, rejection.doubt))
         item = Item(sample.item, sample.pipeline, sample.task, sample.position, image, reason, self._gates, utc_now())
         self._journal.decide(item, thumbnail)
 

@@ -33,8 +33,9 @@ def read_node(path: Path) -> MappingNode:
     """The keys and values of a file; an empty file has none."""
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path that no file can have
+        text = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
+        reason = error.strerror if isinstance(error, OSError) else text
         raise UserError(f"cannot read {path}: {reason}; give the path of a YAML file") from error
     try:
         loader = yaml.SafeLoader(text)
@@ -42,6 +43,8 @@ def read_node(path: Path) -> MappingNode:
         node = loader.get_single_node()
     except yaml.YAMLError as error:
         raise _syntax_fault(str(path), error) from error
+    except RecursionError as error:
+        raise UserError(f"{path}: too deeply nested; write it flatter") from error
     if node is None or node.tag == _NULL_TAG:
         start = yaml.Mark(str(path), 0, 0, 0, None, 0)
         return MappingNode(_MAP_TAG, [], start, start)

@@ -45,6 +45,7 @@ class LoopbackTeacher:
         self.delay_seconds = delay_seconds
         self.num_requests = 0
         self.num_batches = 0
+        self.hides_first_batch = False
         self.served: Counter[str] = Counter()
         self.delivered: Counter[str] = Counter()
         self.tokens: Counter[str] = Counter()
@@ -90,6 +91,11 @@ class LoopbackTeacher:
                 await answer(scope, receive, send)
                 return
         self.num_batches += request.method == "POST" and path.endswith("/batches")
+        if self.hides_first_batch and request.method == "POST" and path.endswith("/batches"):
+            self.hides_first_batch = False
+            await self._teacher(scope, replay, _Collected().send)
+            await JSONResponse({"error": {"message": "gateway timeout"}}, 504)(scope, receive, send)
+            return
         if not is_paid:
             await self._teacher(scope, replay, send)
             return

@@ -134,6 +134,69 @@ def test_a_refused_job_stops_the_run_and_loses_nothing(tmp_path: Path, direct: P
     assert identity(tmp_path / "run") == identity(direct)
 
 
+def test_a_job_that_was_created_behind_an_error_is_found_and_not_ordered_again(tmp_path: Path, direct: Path) -> None:
+    """A gateway gives up waiting, the teacher goes on."""
+    run_dir = tmp_path / "run"
+    with LoopbackTeacher() as teacher:
+        config = CONFIG.model_copy(update={"base_url": teacher.base_url})
+        teacher.hides_first_batch = True
+        with pytest.raises(UserError, match="not known whether a job was created"):
+            synthesize(run_dir, config, uses_batches=True)
+        synthesize(run_dir, config, uses_batches=True)
+        assert sorted(teacher.delivered.values()) == [1] * len(teacher.delivered)  # chat
+    [(jobs,)] = query(run_dir, "SELECT count(*) FROM submissions")
+    [(ordered,)] = query(run_dir, "SELECT count(*) FROM attempts WHERE submission IS NOT NULL")
+    assert (jobs, ordered) == (teacher.num_batches, 12)
+    assert identity(run_dir) == identity(direct)
+
+
+def test_sources_that_the_teacher_forgot_are_uploaded_again(tmp_path: Path, direct: Path) -> None:
+    run_dir = tmp_path / "run"
+    with LoopbackTeacher() as teacher:
+        config = CONFIG.model_copy(update={"base_url": teacher.base_url})
+        synthesize(run_dir, config.model_copy(update={"num_edits": 3}), uses_batches=True)
+        with closing(sqlite3.connect(run_dir / FILE_NAME)) as connection:
+            connection.execute("UPDATE uploads SET file_id = 'file-gone'")
+            connection.execute(
+                "INSERT OR IGNORE INTO uploads SELECT ?, json_extract(image, '$.sha256'), 'file-gone' FROM items"
+                " WHERE task = 'text_to_image'",
+                (f"{teacher.base_url}/",),
+            )
+            connection.commit()
+        summary = synthesize(run_dir, config, uses_batches=True)
+    assert summary.unfinished == {}
+    assert summary.status.by_status["retry"] == 3
+    assert identity(run_dir) == identity(direct)
+
+
+def test_a_job_that_the_teacher_forgot_counts_as_lost(tmp_path: Path, direct: Path) -> None:
+    run_dir = tmp_path / "run"
+    with LoopbackTeacher() as teacher:
+        config = CONFIG.model_copy(update={"base_url": teacher.base_url})
+        synthesize(run_dir, config, uses_batches=True)
+        with closing(sqlite3.connect(run_dir / FILE_NAME)) as connection:
+            connection.execute("UPDATE submissions SET status = 'open', batch_id = 'batch_gone' WHERE rowid = 1")
+            connection.execute(
+                "UPDATE attempts SET status = 'lost', answer = NULL, blob = NULL, usage = NULL"
+                " WHERE submission = (SELECT name FROM submissions WHERE rowid = 1)"
+            )
+            connection.execute("DELETE FROM items")
+            connection.commit()
+        status = synthesize(run_dir, config, uses_batches=True).status
+    assert status.by_status["lost"] == 4
+    assert identity(run_dir) == identity(direct)
+
+
+def test_answers_longer_than_any_single_one_may_be_are_fetched(
+    tmp_path: Path, direct: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sharegpt4o_image.synthesis.client.MAX_ANSWER_BYTES", 4000)
+    with LoopbackTeacher() as teacher:
+        config = CONFIG.model_copy(update={"base_url": teacher.base_url})
+        synthesize(tmp_path / "run", config, uses_batches=True)
+    assert identity(tmp_path / "run") == identity(direct)
+
+
 def test_a_budget_needs_a_pilot_and_is_kept(tmp_path: Path) -> None:
     config = CONFIG.model_copy(
         update={"prices": {**PRICES, "offline-writer-1": Price()}, "num_edits": 0, "num_topics": 9}

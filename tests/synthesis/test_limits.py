@@ -67,6 +67,13 @@ def test_announced_limits_are_kept_and_used(unit: str, amounts: dict[str, float]
         assert await take_turns(limits, 150, **amounts) < 0.2
 
 
+def test_a_request_of_many_tokens_takes_its_time() -> None:
+    @on_route(8)
+    async def check(limits: RouteLimits, stop: asyncio.Event) -> None:
+        limits.learn({"x-ratelimit-limit-tokens": "60000"})  # 1,000 a second
+        assert await take_turns(limits, 2, num_tokens=700) > 0.9
+
+
 def test_slow_limits_are_kept() -> None:
     @on_route(2)
     async def check(limits: RouteLimits, stop: asyncio.Event) -> None:

@@ -216,6 +216,27 @@ def test_refused_pictures_can_be_published_as_negatives(tmp_path: Path) -> None:
     assert "Every row here is a negative" in (tmp_path / "negatives" / "README.md").read_text(encoding="utf-8")
 
 
+def test_instructions_of_a_benchmark_cost_no_edit(tmp_path: Path) -> None:
+    edited = config(num_topics=6, num_edits=6)
+    instructions = [record.input_prompt for record in records_of(tmp_path / "free", edited)][6:]
+    benchmark = tmp_path / "benchmark.txt"
+    benchmark.write_text("\n".join(instructions) + "\n", encoding="utf-8")
+    wanted = edited.model_copy(update={"gates": Gates(benchmark_prompts=[str(benchmark)])})
+    summary = synthesize(tmp_path / "run", wanted)
+    assert summary.status.by_task == {"text_to_image": 6}
+    assert summary.status.rejected == {"the prompt repeats a benchmark prompt": 6}
+
+
+def test_the_same_photograph_twice_is_paid_once(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in "abcdef":
+        (folder / f"{name}.jpg").write_bytes((PHOTOGRAPHS / "cat.jpg").read_bytes())
+    summary = synthesize(tmp_path / "run", config(num_described=6, photos=PhotoSet(path=str(folder))))
+    assert summary.status.by_status == {"ok": 2}
+    assert summary.status.records == 1
+
+
 def test_prompts_of_a_benchmark_cost_no_picture(tmp_path: Path) -> None:
     prompts = [record.input_prompt for record in records_of(tmp_path / "free", gated())]
     benchmark = tmp_path / "benchmark.txt"

@@ -28,7 +28,7 @@ from sharegpt4o_image.offline_teacher.language import parse_request
 from sharegpt4o_image.offline_teacher.perception import perceive
 from sharegpt4o_image.schema import Record, published_features
 from sharegpt4o_image.synthesis.blobs import BlobStore
-from sharegpt4o_image.synthesis.config import SynthesisConfig, load_config
+from sharegpt4o_image.synthesis.config import Price, SynthesisConfig, load_config
 from sharegpt4o_image.synthesis.journal import Journal
 from sharegpt4o_image.synthesis.pictures import difference_hash
 from sharegpt4o_image.synthesis.prompts import render_template
@@ -419,6 +419,43 @@ def test_an_endpoint_with_a_wrong_parameter_rejects_nothing(tmp_path: Path, reco
     assert identity(list(iter_records(tmp_path / "run"))) == identity(records)
 
 
+def test_an_endpoint_that_breaks_in_the_middle_rejects_nothing(tmp_path: Path) -> None:
+    def fault(number: int, path: str) -> Response | None:
+        wrong = {"error": {"message": "Unknown parameter: 'n'.", "code": "unknown_parameter"}}
+        return JSONResponse(wrong, 400) if path.endswith("/generations") and number > 16 else None
+
+    with LoopbackTeacher(fault) as teacher:
+        config = SynthesisConfig(num_topics=30, num_edits=0, num_workers=2, base_url=teacher.base_url)
+        with pytest.raises(UserError, match=r"answers in a row were of no use.*unknown_parameter"):
+            synthesize(tmp_path / "run", config)
+        assert 0 < read_status(tmp_path / "run").records < 12
+        assert read_status(tmp_path / "run").rejected == {}
+        teacher.fault = None
+        assert synthesize(tmp_path / "run", config).status.records == 30
+
+
+def test_a_missing_source_neither_hangs_nor_costs(tmp_path: Path) -> None:
+    priced = SMALL.model_copy(update={"prices": {"offline-painter-1": Price(output=10)}})
+    synthesize(tmp_path / "run", priced.model_copy(update={"num_edits": 0}))
+    for blob in list((tmp_path / "run" / "blobs").glob("*/*"))[:6]:
+        blob.unlink()
+    summary = synthesize(tmp_path / "run", priced, budget_usd=1.0)
+    assert sum(summary.unfinished.values()) == 6
+    assert (summary.status.possibly_spent_usd, summary.end_of_budget) == (0, None)
+    assert "lost" not in summary.status.by_status
+
+
+def test_a_damaged_journal_is_a_sentence(tmp_path: Path) -> None:
+    synthesize(tmp_path / "run", SMALL, limit=2)
+    path = tmp_path / "run" / "journal.sqlite"
+    path.write_bytes(path.read_bytes()[:4096] + b"\xff" * 60_000)
+    for verb in (("synthesize", "--limit", "2", "-o", tmp_path / "run"), ("status", tmp_path / "run")):
+        done = subprocess.run(command(*verb), capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        assert "journal" in done.stderr or "malformed" in done.stderr
+
+
 def test_an_answer_without_end_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sharegpt4o_image.synthesis.client.MAX_ANSWER_BYTES", 1000)
 
@@ -474,6 +511,25 @@ def test_the_key_is_in_no_output_whatever_happens(tmp_path: Path) -> None:
     subprocess.run(command("pack", tmp_path / "run", "-o", tmp_path / "set"), capture_output=True, check=True)
     assert KEY not in done.stdout + done.stderr + again.stdout + again.stderr
     assert not any(KEY.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_a_key_in_an_answer_of_use_is_cut_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the name of the model, or as an error with the status 200."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+    def fault(number: int, path: str) -> Response | None:
+        if number == 1:
+            message = {"content": '{"prompt": "a red circle"}'}
+            return JSONResponse({"model": f"writer of {KEY}", "choices": [{"message": message}]})
+        return JSONResponse({"error": {"message": f"the key {KEY} may not"}}) if number > 4 else None
+
+    with LoopbackTeacher(fault) as teacher:
+        config = SMALL.model_copy(update={"base_url": teacher.base_url, "num_workers": 1})
+        with pytest.raises(UserError) as caught:
+            synthesize(tmp_path / "run", config)
+    assert KEY not in str(caught.value)
+    assert KEY not in "".join(str(record) for record in iter_records(tmp_path / "run"))
+    assert not any(KEY.encode() in path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("is_html", [False, True])

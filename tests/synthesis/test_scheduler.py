@@ -6,7 +6,7 @@ import base64
 import io
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from sharegpt4o_image.schema import GeneratedImage, Prompt, Topic
 from sharegpt4o_image.synthesis.client import Clients
 from sharegpt4o_image.synthesis.config import Price, SynthesisConfig
 from sharegpt4o_image.synthesis.images import plan_image
-from sharegpt4o_image.synthesis.journal import Journal
+from sharegpt4o_image.synthesis.journal import Journal, Stage
 from sharegpt4o_image.synthesis.ledger import Ledger
 from sharegpt4o_image.synthesis.prompts import plan_prompt
 from sharegpt4o_image.synthesis.scheduler import (
@@ -27,7 +27,9 @@ from sharegpt4o_image.synthesis.scheduler import (
     DirectTransport,
     Dispatcher,
     EndOfBudget,
+    EndpointAtFault,
     Rejected,
+    RejectedByAnswer,
     StopRun,
     Unfinished,
     run_workers,
@@ -80,6 +82,7 @@ class Desk:
         replies: list[Reply],
         config: SynthesisConfig = CONFIG,
         budget_usd: float | None = None,
+        assumed_usd: dict[Stage, float] | None = None,
     ):
         self.replies = list(replies)
         self.num_requests = 0
@@ -93,7 +96,7 @@ class Desk:
             max_retries=0,
             http_client=httpx2.AsyncClient(transport=transport),
         )
-        self.ledger = Ledger(self.journal, budget_usd, self.stop)
+        self.ledger = Ledger(self.journal, budget_usd, self.stop, assumed_usd)
         books = Bookkeeper(self.journal, self.ledger, config.prices)
         direct = DirectTransport(Clients(self.client, self.client), books, config, self.stop)
         self.dispatcher = Dispatcher(self.journal, config, lambda request: direct)
@@ -118,9 +121,9 @@ class Desk:
 
 @asynccontextmanager
 async def desk_at(
-    run_dir: Path, *replies: Reply, config: SynthesisConfig = CONFIG, budget_usd: float | None = None
+    run_dir: Path, *replies: Reply, config: SynthesisConfig = CONFIG, **ledger: Any
 ) -> AsyncIterator[Desk]:
-    desk = Desk(run_dir, list(replies), config, budget_usd)
+    desk = Desk(run_dir, list(replies), config, **ledger)
     try:
         yield desk
     finally:
@@ -129,13 +132,13 @@ async def desk_at(
 
 
 def at_desk(
-    tmp_path: Path, *replies: Reply, config: SynthesisConfig = CONFIG, budget_usd: float | None = None
+    tmp_path: Path, *replies: Reply, config: SynthesisConfig = CONFIG, **ledger: Any
 ) -> Callable[[Callable[[Desk], Any]], Any]:
     """Run an async test function at a desk with these answers."""
 
     def run(test: Callable[[Desk], Any]) -> None:
         async def talk() -> None:
-            async with desk_at(tmp_path / "run", *replies, config=config, budget_usd=budget_usd) as desk:
+            async with desk_at(tmp_path / "run", *replies, config=config, **ledger) as desk:
                 await test(desk)
 
         asyncio.run(talk())
@@ -241,7 +244,7 @@ def test_truncated_answer_is_kept_as_it_came(tmp_path: Path) -> None:
 
 
 def test_useless_answers_are_asked_for_at_most_three_times_in_all(tmp_path: Path) -> None:
-    for max_asks, num_new in ((2, 2), (3, 1), (3, 0)):
+    for max_asks, num_new in ((2, 2), (3, 1), (3, 1)):  # one more chance in every run: the endpoint may be mended
         config = CONFIG.model_copy(update={"max_asks": max_asks})
 
         async def check(desk: Desk, num_new: int = num_new) -> None:
@@ -299,12 +302,97 @@ def test_moderation_is_final(tmp_path: Path, reply: httpx2.Response) -> None:
 # --------------------------------------------------------------------------- failures
 
 
-@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503])
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 504])
 def test_passing_refusals_are_waited_out(tmp_path: Path, status: int) -> None:
+    kind = "lost" if status in (502, 504) else "retry"  # a gateway does not know whether the teacher answered
+
     @at_desk(tmp_path, refusal(status), refusal(status), chat_reply('{"prompt": "a red circle"}'))
     async def check(desk: Desk) -> None:
         await desk.prompt()
-        assert desk.statuses == {"retry": 2, "ok": 1}
+        assert desk.statuses == {kind: 2, "ok": 1}
+
+
+ERRORS_IN_200 = [
+    ({"code": "rate_limit_exceeded", "message": "slow down"}, {"retry": 1, "ok": 1}),
+    ({"code": 429, "message": "slow down"}, {"retry": 1, "ok": 1}),
+    ({"code": "moderation_blocked", "message": "no"}, {"blocked": 1}),
+    ({"code": "insufficient_quota", "message": "no money"}, {"quota": 1}),
+    ({"code": "strange", "message": "?"}, {"invalid": 1, "ok": 1}),
+]
+
+
+@pytest.mark.parametrize(("error", "statuses"), ERRORS_IN_200)
+def test_an_error_with_the_status_200_is_what_it_says(
+    tmp_path: Path, error: dict[str, object], statuses: dict[str, int]
+) -> None:
+    @at_desk(tmp_path, httpx2.Response(200, json={"error": error}), chat_reply('{"prompt": "a red circle"}'))
+    async def check(desk: Desk) -> None:
+        with suppress(Rejected, StopRun):
+            await desk.prompt()
+        assert desk.statuses == statuses
+
+
+def test_two_that_want_the_same_share_one_answer(tmp_path: Path) -> None:
+    @at_desk(tmp_path, chat_reply('{"prompt": "a red circle"}'))
+    async def check(desk: Desk) -> None:
+        prompts = await asyncio.gather(*(desk.prompt() for _ in range(5)))
+        assert len(set(prompts_ids := [prompt.id for prompt in prompts])) == 1, prompts_ids
+        assert desk.num_requests == 1
+        assert desk.statuses == {"ok": 1}
+
+
+def test_a_picture_with_a_broken_exif_block_is_kept_and_asked_again(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").save(buffer, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\xff\xff\xff\xff")
+
+    @at_desk(tmp_path, image_reply(buffer.getvalue()), image_reply(picture()))
+    async def check(desk: Desk) -> None:
+        await desk.image()
+        assert desk.statuses in ({"invalid": 1, "ok": 1}, {"ok": 1})
+
+
+def test_an_answer_that_trickles_in_is_lost_in_time(tmp_path: Path) -> None:
+    class Trickle(httpx2.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            for _ in range(100):
+                await asyncio.sleep(0.05)
+                yield b" "
+
+    config = CONFIG.model_copy(update={"timeout_seconds": 0.3})
+    trickle = httpx2.Response(200, stream=Trickle())
+
+    @at_desk(tmp_path, trickle, chat_reply('{"prompt": "a red circle"}'), config=config)
+    async def check(desk: Desk) -> None:
+        await asyncio.wait_for(desk.prompt(), 4)
+        assert desk.statuses == {"lost": 1, "ok": 1}
+
+
+def test_an_endpoint_that_fails_in_the_middle_takes_its_rejections_back(tmp_path: Path) -> None:
+    @at_desk(tmp_path, image_reply(picture()), *[refusal(400, "strange")] * 9)
+    async def check(desk: Desk) -> None:
+        await desk.image()
+        doubts = []
+        for number in range(8):
+            with pytest.raises(RejectedByAnswer) as caught:
+                await desk.image(PROMPT.model_copy(update={"id": str(number)}))
+            doubts.append(caught.value.doubt)
+        with pytest.raises(EndpointAtFault) as fault:
+            await desk.image(PROMPT.model_copy(update={"id": "ninth"}))
+        assert doubts == [fault.value.doubt] * 8
+
+
+def test_a_judge_at_fault_is_not_taken_for_the_writer(tmp_path: Path) -> None:
+    """Both answer on the chat route; the writer works."""
+
+    @at_desk(tmp_path, chat_reply('{"prompt": "a red circle"}'), *[refusal(400, "strange")] * 3)
+    async def check(desk: Desk) -> None:
+        await desk.prompt()
+        other = desk.config.model_copy(update={"prompt_model": "judge"})
+        for _ in range(2):
+            with pytest.raises(Unfinished):
+                await desk.dispatcher.obtain(plan_prompt(other, TOPIC))
+        with pytest.raises(EndpointAtFault):
+            await desk.dispatcher.obtain(plan_prompt(other, TOPIC))
 
 
 @pytest.mark.parametrize(
@@ -419,6 +507,36 @@ def test_a_budget_is_not_exceeded(tmp_path: Path) -> None:
         assert sum(isinstance(result, EndOfBudget) for result in results) == 6
 
 
+def test_a_lost_first_answer_does_not_eat_the_budget(tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"prices": PRICES})
+    replies = (httpx2.Response(200, text="<html>"), image_reply(picture()))
+
+    @at_desk(tmp_path, *replies, config=config, budget_usd=20.0, assumed_usd={"image": 0.5})
+    async def check(desk: Desk) -> None:
+        await desk.image()
+        assert desk.journal.reserved_usd() == pytest.approx(0.75)  # half as much again as was assumed
+        assert desk.ledger.left_usd == pytest.approx(20.0 - 0.75 - 0.4)
+
+
+def test_what_is_assumed_to_cost_too_much_is_not_even_tried(tmp_path: Path) -> None:
+    @at_desk(tmp_path, config=CONFIG.model_copy(update={"prices": PRICES}), budget_usd=0.5, assumed_usd={"image": 0.4})
+    async def check(desk: Desk) -> None:
+        with pytest.raises(EndOfBudget, match=r"may cost 0\.6000"):
+            await desk.image()
+        assert desk.num_requests == 0
+
+
+def test_an_answer_without_token_counts_leaves_its_reservation(tmp_path: Path) -> None:
+    body = json.loads(image_reply(picture()).content)
+    del body["usage"]
+    config = CONFIG.model_copy(update={"prices": PRICES})
+
+    @at_desk(tmp_path, httpx2.Response(200, json=body), config=config, budget_usd=20.0, assumed_usd={"image": 0.4})
+    async def check(desk: Desk) -> None:
+        await desk.image()
+        assert (desk.journal.spent_usd(), desk.journal.reserved_usd()) == (0, pytest.approx(0.6))
+
+
 def test_useless_answers_cost_what_they_say(tmp_path: Path) -> None:
     @at_desk(
         tmp_path, image_reply("AAAAA"), image_reply(picture()), config=CONFIG.model_copy(update={"prices": PRICES})
@@ -498,6 +616,22 @@ def test_jobs_are_drawn_when_a_worker_is_free() -> None:
     asyncio.run(run_workers(jobs(), work, 4, asyncio.Event()))
     assert sorted(done) == list(range(50))
     assert most_at_once == 4
+
+
+def test_a_fault_of_the_plan_lets_the_jobs_in_work_end() -> None:
+    ended: list[int] = []
+
+    def jobs() -> Iterator[int]:
+        yield from range(4)
+        raise OSError("the list of photographs broke off")
+
+    async def work(job: int) -> None:
+        await asyncio.sleep(0.01 * job)
+        ended.append(job)
+
+    with pytest.raises(OSError, match="broke off"):
+        asyncio.run(run_workers(jobs(), work, 3, asyncio.Event()))
+    assert sorted(ended) == [0, 1, 2, 3]
 
 
 def test_stopping_ends_jobs_in_work_and_begins_no_other() -> None:
