@@ -73,7 +73,7 @@ class Ledger:
             if self._num_open == 0:
                 raise BudgetSpent(
                     f"the budget of {self._budget:.2f} USD does not cover another request: {self.spent_usd:.4f} are "
-                    f"spent and {self.reserved_usd:.4f} may have been, the next one may cost {dollars:.4f}"
+                    f"spent and {max(0.0, self.reserved_usd):.4f} may have been, the next one may cost {dollars:.4f}"
                 )
             self._settled.clear()
             await unless_stopped(asyncio.ensure_future(self._settled.wait()), self._stop)

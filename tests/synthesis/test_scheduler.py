@@ -336,19 +336,22 @@ def test_two_that_want_the_same_share_one_answer(tmp_path: Path) -> None:
     @at_desk(tmp_path, chat_reply('{"prompt": "a red circle"}'))
     async def check(desk: Desk) -> None:
         prompts = await asyncio.gather(*(desk.prompt() for _ in range(5)))
-        assert len(set(prompts_ids := [prompt.id for prompt in prompts])) == 1, prompts_ids
+        assert len({prompt.id for prompt in prompts}) == 1
         assert desk.num_requests == 1
         assert desk.statuses == {"ok": 1}
 
 
 def test_a_picture_with_a_broken_exif_block_is_kept_and_asked_again(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the orientation
     buffer = io.BytesIO()
-    Image.linear_gradient("L").save(buffer, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\xff\xff\xff\xff")
+    Image.linear_gradient("L").save(buffer, "JPEG", exif=exif)
+    broken = buffer.getvalue().replace(b"Exif\0\0MM", b"Exif\0\0XX").replace(b"Exif\0\0II", b"Exif\0\0XX")
 
-    @at_desk(tmp_path, image_reply(buffer.getvalue()), image_reply(picture()))
+    @at_desk(tmp_path, image_reply(broken), image_reply(picture()))
     async def check(desk: Desk) -> None:
         await desk.image()
-        assert desk.statuses in ({"invalid": 1, "ok": 1}, {"ok": 1})
+        assert desk.statuses == {"invalid": 1, "ok": 1}
 
 
 def test_an_answer_that_trickles_in_is_lost_in_time(tmp_path: Path) -> None:
