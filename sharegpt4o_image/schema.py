@@ -190,6 +190,37 @@ class RejectedRecord(Record):
     reject_reason: str
 
 
+class LabelConfidence(_Row):
+    """How sure the labelling model is of each label, from 0 to 1; null where it gave none."""
+
+    objects: float | None = None
+    style: float | None = None
+    lighting: float | None = None
+    camera: float | None = None
+    composition: float | None = None
+    document_type: float | None = None
+    edit_category: float | None = None
+    edit_task: float | None = None
+
+
+class LabelledRecord(Record):
+    """A row with labels that a model gave afterwards, beside what was known when it was made.
+
+    `label_model` is null where the row has no labels (yet).
+    """
+
+    label_objects: list[str] | None = None
+    label_style: str | None = None
+    label_lighting: str | None = None
+    label_camera: str | None = None
+    label_composition: str | None = None
+    label_document_type: str | None = None
+    label_edit_category: str | None = None
+    label_edit_task: str | None = None
+    label_model: str | None = None
+    label_confidence: LabelConfidence | None = None
+
+
 def published_features(row: type[Record] = Record) -> "Features":
     """The columns of the published data set, in order: the contract of builders, cards, collator and tests.
 
@@ -208,5 +239,7 @@ def published_features(row: type[Record] = Record) -> "Features":
         "image_params": Json(),
         "usage": Json(),
         "cost_usd": Value("float64"),
+        "label_objects": List(text),
+        "label_confidence": {name: Value("float64") for name in LabelConfidence.model_fields},
     }
     return Features({name: special.get(name, text) for name in row.model_fields})

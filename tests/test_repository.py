@@ -24,7 +24,7 @@ ALLOWED_IMPORTS = {
     "janus4o": set(),
     "offline_teacher": _BASE,
     "synthesis": _BASE | {"offline_teacher"},
-    "builders": _BASE | {"janus4o"},
+    "builders": _BASE | {"janus4o", "synthesis"},
     "checkpoints": _BASE | {"janus4o"},
     "training": _BASE | {"janus4o", "checkpoints", "offline_teacher", "builders"},
     "evaluation": _BASE | {"janus4o", "checkpoints", "offline_teacher", "builders"},

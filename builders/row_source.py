@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where rows come from: a run, an upstream release, or a packed data set, all behind `RowSource`.
+
+A source first says which rows it has, without reading a picture; then it is asked for one row after the other. So the
+packer knows every file that it will write before it writes the first one, and goes on after a kill where it stopped.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from sharegpt4o_image.schema import Record, Task
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlan:
+    """A row that is known of, but not read.
+
+    Args:
+        id (`str`): the row's id.
+        task (`str`): `text_to_image` or `text_and_image_to_image`.
+        digest (`str`): changes when anything of the row changes, its pictures included.
+        num_bytes (`int`): how much its pictures take.
+        location (`str`): where it comes from, in words: `text_to_image.json, row 17`.
+        locator (`tuple`): what the source needs to find it again.
+        pictures (`tuple`): what identifies its pictures, source pictures first. Rows that share one are kept in one
+            split.
+        is_negative (`bool`): a quality gate refused its picture.
+        fault (`str`, *optional*): why it cannot become a row, where that is known without reading it.
+    """
+
+    id: str
+    task: Task
+    digest: str
+    num_bytes: int
+    location: str
+    locator: tuple[Any, ...] = ()
+    pictures: tuple[str, ...] = ()
+    is_negative: bool = False
+    fault: str | None = None
+
+
+class RowFault(Exception):
+    """Why a planned row cannot be read, as a phrase for `rejections.parquet`: `image/7.png is in no tar part`."""
+
+    def __init__(self, reason: str, input_prompt: str | None = None):
+        super().__init__(reason)
+        self.reason = reason
+        self.input_prompt = input_prompt
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What a source says, for the card, of how its rows came to be.
+
+    Args:
+        kind (`str`): `run`, `upstream_release` or `data_set`.
+        name (`str`): what it is called: the last part of its path, or its repository.
+        attempts (`dict`): of a run, status -> number of requests (`ok`, `blocked`, `invalid`, `lost`, ...).
+        rejections (`dict`): of a run, reason -> samples that became no record.
+        spent_usd (`float`, *optional*): what all answers of a run cost, those of rejected samples included.
+        notes (`tuple`): sentences on what is wrong with it as a whole, such as a truncated tar part.
+    """
+
+    kind: Literal["run", "upstream_release", "data_set"]
+    name: str
+    attempts: dict[str, int] = field(default_factory=dict)
+    rejections: dict[str, int] = field(default_factory=dict)
+    spent_usd: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+class RowSource(Protocol):
+    """Rows in a fixed order; the same source gives the same plan."""
+
+    row: type[Record]
+
+    def plan(self) -> Iterator[RowPlan]:
+        """Every row, in the order in which they are published; no picture is read."""
+
+    def load(self, plan: RowPlan) -> Record:
+        """The row of a plan; raises [`RowFault`] where it cannot be read."""
+
+    def facts(self) -> SourceFacts:
+        """What the card says of the source; asked for after `plan` has ended."""
+
+    def close(self) -> None:
+        """Let go of files and connections."""
