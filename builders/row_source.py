@@ -5,8 +5,9 @@ A source first says which rows it has, without reading a picture; then it is ask
 packer knows every file that it will write before it writes the first one, and goes on after a kill where it stopped.
 """
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 from sharegpt4o_image.schema import Record, Task
@@ -25,8 +26,10 @@ class RowPlan:
         locator (`tuple`): what the source needs to find it again.
         pictures (`tuple`): what identifies its pictures, source pictures first. Rows that share one are kept in one
             split.
+        split (`str`, *optional*): the split that it belongs to already, in a set that has splits.
         is_negative (`bool`): a quality gate refused its picture.
         fault (`str`, *optional*): why it cannot become a row, where that is known without reading it.
+        input_prompt (`str`, *optional*): of a row with a fault, for `rejections.parquet`.
     """
 
     id: str
@@ -36,8 +39,10 @@ class RowPlan:
     location: str
     locator: tuple[Any, ...] = ()
     pictures: tuple[str, ...] = ()
+    split: str | None = None
     is_negative: bool = False
     fault: str | None = None
+    input_prompt: str | None = None
 
 
 class RowFault(Exception):
@@ -50,6 +55,15 @@ class RowFault(Exception):
 
 
 @dataclass(frozen=True)
+class ImageEncoding:
+    """How the pictures of a light variant were made smaller: `pack --max-side 512 --format webp --quality 90`."""
+
+    max_side: int | None
+    format: str | None  # `png`, `jpeg` or `webp`
+    quality: int | None
+
+
+@dataclass(frozen=True)
 class SourceFacts:
     """What a source says, for the card, of how its rows came to be.
 
@@ -59,6 +73,8 @@ class SourceFacts:
         attempts (`dict`): of a run, status -> number of requests (`ok`, `blocked`, `invalid`, `lost`, ...).
         rejections (`dict`): of a run, reason -> samples that became no record.
         spent_usd (`float`, *optional*): what all answers of a run cost, those of rejected samples included.
+        agreement (`dict`): of rows that were labelled, column -> `[rows that agree, rows compared]`.
+        encoding (`ImageEncoding`, *optional*): of a set whose pictures were made smaller.
         notes (`tuple`): sentences on what is wrong with it as a whole, such as a truncated tar part.
     """
 
@@ -67,7 +83,20 @@ class SourceFacts:
     attempts: dict[str, int] = field(default_factory=dict)
     rejections: dict[str, int] = field(default_factory=dict)
     spent_usd: float | None = None
+    agreement: dict[str, list[int]] = field(default_factory=dict)
+    encoding: ImageEncoding | None = None
     notes: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """The facts as JSON."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "SourceFacts":
+        """What `to_json` wrote."""
+        content = json.loads(text)
+        encoding = content["encoding"] and ImageEncoding(**content["encoding"])
+        return cls(**(content | {"encoding": encoding, "notes": tuple(content["notes"])}))
 
 
 class RowSource(Protocol):
@@ -79,7 +108,7 @@ class RowSource(Protocol):
         """Every row, in the order in which they are published; no picture is read."""
 
     def load(self, plan: RowPlan) -> Record:
-        """The row of a plan; raises [`RowFault`] where it cannot be read."""
+        """The row of a plan; raises [`RowFault`] where it cannot be read. Called from several threads at once."""
 
     def facts(self) -> SourceFacts:
         """What the card says of the source; asked for after `plan` has ended."""
