@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from sharegpt4o_image.builders.row_source import SourceFacts
+from sharegpt4o_image.builders.row_source import ImageEncoding, SourceFacts
 from sharegpt4o_image.schema import Record
 
 # Columns whose values are counted; a list counts once for each of its values.
@@ -86,19 +86,10 @@ class RowCounts:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "RowCounts":
-        """The counts that `dataclasses.asdict` turned into plain JSON."""
+        """The counts that `json.dumps(vars(counts))` wrote."""
         counters = {name: Counter(content[name]) for name in ("licenses", "image_params", "resolutions")}
         values = {column: Counter(counter) for column, counter in content["values"].items()}
         return cls(**(content | counters | {"values": values}))
-
-
-@dataclass(frozen=True)
-class ImageEncoding:
-    """How the pictures of a light variant were made smaller: `pack --max-side 512 --format webp --quality 90`."""
-
-    max_side: int | None
-    format: str | None  # `png`, `jpeg` or `webp`
-    quality: int | None
 
 
 @dataclass
@@ -114,7 +105,6 @@ class CardFacts:
         rejections (`Counter`): reason -> rows kept out while packing.
         source (`SourceFacts`): where the rows come from.
         encoding (`ImageEncoding`, *optional*): of a light variant.
-        agreement (`dict`): column -> `[rows that agree, rows compared]`, of a set that `enrich` labelled.
     """
 
     title: str
@@ -125,4 +115,3 @@ class CardFacts:
     rejections: Counter[str]
     source: SourceFacts
     encoding: ImageEncoding | None = None
-    agreement: dict[str, list[int]] = field(default_factory=dict)

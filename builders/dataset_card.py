@@ -4,40 +4,52 @@
 It states what the rows say and nothing else: no row, no claim.
 """
 
+import json
+import re
+import shlex
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from string import Template
 from typing import Any
 
-import yaml
-from datasets import DatasetInfo, Features, Image, Json, List, SplitInfo
-from datasets.info import DatasetInfosDict
-from datasets.splits import SplitDict
-from huggingface_hub import DatasetCardData
+from datasets import Features, Image, Json, List
 
-from sharegpt4o_image.schema import Record, RejectedRecord, published_features
+from sharegpt4o_image.builders.card_counts import CardFacts, RowCounts
+from sharegpt4o_image.builders.card_metadata import UPSTREAM, features_of, render_metadata
+from sharegpt4o_image.builders.card_text import (
+    code,
+    count_table,
+    dollars,
+    join_words,
+    literal,
+    megabytes,
+    prose,
+    table,
+)
+from sharegpt4o_image.builders.coverage_plots import (
+    LABEL_COLUMNS,
+    PLOTS_DIR,
+    RESOLUTIONS,
+    TAXONOMY_COLUMNS,
+    plotted_columns,
+)
+from sharegpt4o_image.builders.pack_plan import NEGATIVES
+from sharegpt4o_image.schema import LabelledRecord, RejectedRecord
 
 TEMPLATE = Path(__file__).with_name("dataset_card.md")
 MARKER = "<!-- written by `sharegpt4o-image pack`"  # how a later run knows the folder as its own
 
-COUNTED = {
-    "image_model": "Image model",
-    "prompt_model": "Prompt model",
-    "served_model": "Prompt model as its answer named it",
-    "pipeline": "Pipeline",
-    "edit_category": "Edit category",
-    "origin": "Origin",
-    "license": "Licence",
-}
+_PAPER = "[2506.18095](https://arxiv.org/abs/2506.18095)"
+
+MAX_TABLE = 14  # values of a column that are listed beside its plot: the tasks of editing fit
 
 COLUMNS = {
     "id": "hash of the request that made the row",
     "task": "`text_to_image` or `text_and_image_to_image`",
     "input_prompt": "the prompt, or the edit instruction",
     "input_image": "source pictures of an edit; empty for text-to-image",
-    "output_image": "the picture, as received",
+    "output_image": "the picture",
     "output_image_resolution": "width and height of `output_image`, in pixels",
     "input_image_resolution": "width and height of the (first) source picture",
     "pipeline": "`prompt_first`, `image_first`, `document` or `editing`",
@@ -66,180 +78,376 @@ COLUMNS = {
     "origin": "`synthesized`, or `upstream_release` for a row of the original ShareGPT-4o-Image",
     "license": "licence of the row",
     "reject_reason": "why a quality gate refused the picture",
+    "label_objects": "what a model saw in the picture",
+    "label_style": "style, as that model saw it",
+    "label_lighting": "lighting, as that model saw it",
+    "label_camera": "camera, as that model saw it",
+    "label_composition": "composition, as that model saw it",
+    "label_document_type": "kind of document, as that model saw it",
+    "label_edit_category": "category of the edit, as that model saw it",
+    "label_edit_task": "kind of edit, as that model saw it",
+    "label_model": "model that gave the labels; null where the row has none",
+    "label_confidence": "how sure that model was of each label, from 0 to 1",
+}
+
+PROVENANCE = {
+    "image_model": "Image model asked (`image_model`)",
+    "prompt_model": "Text model asked (`prompt_model`)",
+    "served_model": "Text model that answered (`served_model`)",
+    "template_version": "Template (`template_version`)",
+    "pipeline": "Pipeline (`pipeline`)",
+    "origin": "Origin (`origin`)",
+    "source_origin": "Origin of source pictures (`source_origin`)",
+}
+
+_STATUSES = {
+    "ok": "answered",
+    "blocked": "refused by the moderation of the service",
+    "invalid": "answered, but the answer was of no use",
+    "retry": "refused for the moment, and asked again",
+    "quota": "refused because the quota was spent",
+    "lost": "cut off; what became of it is not known",
 }
 
 
-@dataclass
-class ConfigCounts:
-    """What one configuration holds."""
-
-    num_rows: int = 0
-    num_shards: int = 0
-    num_bytes: int = 0  # of the rows in memory
-    file_bytes: int = 0  # of the Parquet files
-
-
-@dataclass
-class CardCounts:
-    """What the card states, counted row by row while packing."""
-
-    row: type[Record] = Record
-    configs: dict[str, ConfigCounts] = field(default_factory=dict)
-    values: dict[str, Counter[str]] = field(default_factory=lambda: {column: Counter() for column in COUNTED})
-    cost_usd: float = 0.0
-    num_costs: int = 0
-    first_created_at: str | None = None
-    last_created_at: str | None = None
-    rejections: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def num_rows(self) -> int:
-        return sum(config.num_rows for config in self.configs.values())
-
-    def add(self, record: Record) -> None:
-        """Count one row that was packed."""
-        for column, counter in self.values.items():
-            value = getattr(record, column)
-            if value is not None:
-                counter[value] += 1
-        if record.cost_usd is not None:
-            self.cost_usd += record.cost_usd
-            self.num_costs += 1
-        if record.created_at is not None:
-            self.first_created_at = min(self.first_created_at or record.created_at, record.created_at)
-            self.last_created_at = max(self.last_created_at or record.created_at, record.created_at)
-
-
-def render_card(title: str, counts: CardCounts) -> str:
+def render_card(facts: CardFacts) -> str:
     """The README of a data set: YAML for the Hub and for `load_dataset`, then the text for people."""
-    configs = counts.configs
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        metadata=_metadata(title, counts),
-        title=title,
-        asked_for=" or ".join(_ASKED_FOR[name] for name in configs),
-        default_config=next(iter(configs)),
-        rows_table=_table(
-            ("Configuration", "Rows", "Files", "Size"),
-            ((f"`{name}`", c.num_rows, c.num_shards, f"{c.file_bytes / 1e6:,.2f} MB") for name, c in configs.items()),
-        ),
-        rejections=_rejections(counts),
-        provenance_tables=_provenance(counts),
-        cost_and_dates=_cost_and_dates(counts),
-        columns_table=_columns_table(published_features(counts.row)),
-        license_note=_license_note(counts),
+    text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        metadata=render_metadata(facts),
+        title=prose(facts.title),
+        verify_command=code(f"sharegpt4o-image verify {shlex.quote(facts.title)}"),
+        asked_for=_asked_for(facts),
+        origin_of_files=_origin_of_files(facts),
+        loading=_loading(facts),
+        rows_table=_rows_table(facts),
+        kept_out=_kept_out(facts),
+        recipe=_recipe(facts),
+        provenance_tables=_provenance(facts.rows),
+        requests=_requests(facts),
+        cost_and_dates=_cost_and_dates(facts),
+        notes=_notes(facts),
+        coverage=_coverage(facts.rows),
+        labels=_labels(facts),
+        columns_table=_columns(facts),
+        licenses=_licenses(facts),
+        marks_of_origin=_marks_of_origin(facts),
+    )
+    return re.sub(r"\n{3,}", "\n\n", text)  # where a section has nothing to say
+
+
+# ------------------------------------------------------------------ files and rows
+
+
+def _asked_for(facts: CardFacts) -> str:
+    is_edit = ["text_and_image" in name for name in facts.splits] or [False]
+    return join_words(
+        [*(["it"] if not all(is_edit) else []), *(["the change to a source picture"] if any(is_edit) else [])]
     )
 
 
-_TASK_CATEGORIES = {"text_to_image": "text-to-image", "text_and_image_to_image": "image-to-image"}
-_ASKED_FOR = {"text_to_image": "it", "text_and_image_to_image": "the change to a source picture"}
-
-
-def _metadata(title: str, counts: CardCounts) -> str:
-    features = published_features(counts.row)
-    licenses = counts.values["license"]
-    is_one_license = len(licenses) == 1 and licenses.total() == counts.num_rows
-    card = DatasetCardData(
-        license=next(iter(licenses)) if is_one_license else None,
-        pretty_name=title,
-        task_categories=[_TASK_CATEGORIES[name] for name in counts.configs],
-        size_categories=_size_category(counts.num_rows),
-        annotations_creators=["machine-generated"],
-        tags=["synthetic"],
-    )
-    card["configs"] = [
-        {
-            "config_name": name,
-            "data_files": [{"split": "train", "path": f"{name}/train-*.parquet"}],
-            **({"default": True} if index == 0 else {}),
-        }
-        for index, name in enumerate(counts.configs)
-    ]
-    infos = {name: _dataset_info(title, features, config) for name, config in counts.configs.items()}
-    DatasetInfosDict(infos).to_dataset_card_data(card)
-    return yaml.safe_dump(card.to_dict(), sort_keys=False, allow_unicode=True).rstrip()
-
-
-def _dataset_info(title: str, features: Features, config: ConfigCounts) -> DatasetInfo:
-    splits = SplitDict()
-    splits.add(SplitInfo("train", num_bytes=config.num_bytes, num_examples=config.num_rows))
-    return DatasetInfo(
-        features=features,
-        splits=splits,
-        dataset_name=title,
-        download_size=config.file_bytes,
-        dataset_size=config.num_bytes,
-    )
-
-
-def _size_category(num_rows: int) -> str:
-    """The Hub's name for a number of rows.
-
-    >>> _size_category(999), _size_category(92_256)
-    ('n<1K', '10K<n<100K')
-    """
-    limits = (("n<1K", 10**3), ("1K<n<10K", 10**4), ("10K<n<100K", 10**5), ("100K<n<1M", 10**6), ("1M<n<10M", 10**7))
-    return next((name for name, limit in limits if num_rows < limit), "n>10M")
-
-
-def _table(header: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
-    lines = [header, tuple("---" for _ in header), *rows]
-    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    text = f"{value:,}" if isinstance(value, int) else str(value)
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-def _rejections(counts: CardCounts) -> str:
-    if counts.row is RejectedRecord:
+def _origin_of_files(facts: CardFacts) -> str:
+    """Whether pictures are as they were received."""
+    name = code(facts.source.name)
+    if facts.encoding is not None:
         return (
+            f"**This is a light variant of {name}**: {_how_encoded(facts)} `output_sha256` and the resolutions are "
+            "those of the new files; `id` and `output_phash` are those of the full picture."
+        )
+    if facts.source.kind == "data_set":
+        return f"Pictures are byte for byte those of the data set {name}, from which this one was packed."
+    return "Pictures are stored byte for byte as they were received."
+
+
+def _how_encoded(facts: CardFacts) -> str:
+    assert facts.encoding is not None
+    encoding = facts.encoding
+    steps = [
+        f"shrunk to at most {encoding.max_side:,} pixels a side" if encoding.max_side else None,
+        f"stored as {encoding.format.upper()}" if encoding.format else "stored in their own format",
+        f"at quality {encoding.quality}" if encoding.quality else None,
+    ]
+    return f"pictures were decoded, turned upright, {join_words([step for step in steps if step])}."
+
+
+def _marks_of_origin(facts: CardFacts) -> str:
+    if facts.encoding is not None:
+        return (
+            "Every picture was encoded anew: signed records of origin that a service put into its files (C2PA) are "
+            "gone, and what was written into the pixels, as watermarks are, may have suffered."
+        )
+    if facts.source.kind == "data_set":
+        return (
+            "Packing encoded no picture anew: marks of origin (C2PA, watermarks) are as in the data set named above."
+        )
+    return (
+        "No file was encoded anew, so marks of origin that a service put into its files (C2PA, watermarks) are still "
+        "there."
+    )
+
+
+def _loading(facts: CardFacts) -> str:
+    if not facts.splits:
+        return "There is nothing to load yet."
+    title = literal(facts.title)
+    lines = ["from datasets import load_dataset", ""]
+    lines += [
+        f'rows = load_dataset({title}, "{config}", split="{split}")  # {counts.num_rows:,} rows'
+        for config, splits in facts.splits.items()
+        for split, counts in splits.items()
+    ]
+    config = list(facts.splits)[-1] if "text_and_image_to_image" not in facts.splits else "text_and_image_to_image"
+    split = next(iter(facts.splits[config]))
+    column, value = _example_filter(facts.rows, config)
+    lines += [
+        'rows[0]["input_prompt"], rows[0]["output_image"]',
+        "",
+        f'stream = load_dataset({title}, "{config}", split="{split}", streaming=True)  # downloads as it goes',
+        "labels = load_dataset(  # no picture is read",
+        f'    {title}, "{config}", split="{split}", streaming=True,',
+        f'    columns=["id", "{column}"], filters=[("{column}", "==", {literal(value)})],',
+        ")",
+    ]
+    code_block = "\n".join(lines)
+    return (
+        f"```python\n{code_block}\n```\n\n"
+        f"The name {code(facts.title)} works from the directory that holds the folder; on the Hub it is `owner/name`."
+    )
+
+
+def _example_filter(rows: RowCounts, config: str) -> tuple[str, str]:
+    """A column with the value that most rows have, for the example of a filter."""
+    is_edit = config.startswith("text_and_image_to_image")
+    for column in ("edit_category", "label_edit_category") if is_edit else ("pipeline", "label_style"):
+        if values := rows.values.get(column):
+            return column, min(values, key=lambda value: (-values[value], value))
+    return "task", config.removesuffix(NEGATIVES)
+
+
+def _rows_table(facts: CardFacts) -> str:
+    return table(
+        ("Configuration", "Split", "Rows", "Files", "Size"),
+        (
+            (f"`{name}`", f"`{split}`", counts.num_rows, counts.num_shards, megabytes(counts.file_bytes))
+            for name, splits in facts.splits.items()
+            for split, counts in splits.items()
+        ),
+    )
+
+
+def _kept_out(facts: CardFacts) -> str:
+    parts = []
+    if facts.row is RejectedRecord:
+        parts.append(
             "**Every row here is a negative**: a quality gate of the pipeline refused its picture, and "
             "`reject_reason` says why. The rows that passed are published elsewhere."
         )
-    if not counts.rejections:
-        return "No row was kept out."
-    reasons = _table(("Reason", "Rows"), counts.rejections.most_common(20))
-    total = counts.rejections.total()
-    return f"Kept out: {total:,}. `rejections.parquet` lists each record with its reason.\n\n{reasons}"
+    if facts.negatives.num_rows:
+        parts.append(
+            f"The configurations that end in `{NEGATIVES}` hold pictures that a quality gate refused, and only those; "
+            "`reject_reason` says why. The figures below leave them out."
+        )
+        parts.append(count_table("Why a picture is a negative", facts.negatives.values.get("reject_reason", {})))
+    if not facts.rejections:
+        return "\n\n".join([*parts, "Packing kept no row out."])
+    kept_out = f"Packing kept out {facts.rejections.total():,} rows. `rejections.parquet` lists each with its reason."
+    return "\n\n".join([*parts, kept_out, count_table("Reason", facts.rejections)])
 
 
-def _provenance(counts: CardCounts) -> str:
-    tables = []
-    for column, label in COUNTED.items():
-        values = counts.values[column]
-        if values:
-            unknown = counts.num_rows - values.total()
-            rows = [(f"`{value}`", count) for value, count in values.most_common()]
-            tables.append(_table((f"{label} (`{column}`)", "Rows"), rows + ([("null", unknown)] if unknown else [])))
-    return "\n\n".join(tables)
+# ------------------------------------------------------------------ where they come from
 
 
-def _cost_and_dates(counts: CardCounts) -> str:
-    sentences = []
-    if counts.first_created_at and counts.last_created_at:
-        sentences.append(f"The pictures were made between {counts.first_created_at} and {counts.last_created_at}.")
-    if counts.num_costs:
-        sentences.append(f"Recorded cost: {counts.cost_usd:,.2f} US dollars over {counts.num_costs:,} rows.")
+def _recipe(facts: CardFacts) -> str:
+    origins = facts.rows.values.get("origin", Counter()) | facts.negatives.values.get("origin", Counter())
+    parts = []
+    if "synthesized" in origins:
+        parts.append(
+            f"The recipe is that of ShareGPT-4o-Image ({_PAPER}): a topic is drawn from a taxonomy, a language model "
+            "writes a prompt or an edit instruction for it, and an image model draws the picture, for an edit from "
+            "the source picture. `pipeline`, `template_version` and `image_params` say how a row was made."
+        )
+    if "upstream_release" in origins:
+        parts.append(
+            f"Rows whose `origin` is `upstream_release` were made by the authors of ShareGPT-4o-Image ({_PAPER}, "
+            f"[{UPSTREAM}](https://huggingface.co/datasets/{UPSTREAM})). "
+            "Their release names no model, date, category or licence for a row; such columns are null."
+        )
+    parts.append("Before packing, every picture was decoded and compared with its recorded size and checksum.")
+    return "\n\n".join(parts)
+
+
+def _provenance(rows: RowCounts) -> str:
+    tables = [
+        count_table(label, rows.values[column], None if column == "source_origin" else rows.num_rows)
+        for column, label in PROVENANCE.items()
+        if rows.values.get(column)
+    ]
+    return "\n\n".join([*tables, *_image_params(rows)])
+
+
+def _image_params(rows: RowCounts) -> Iterator[str]:
+    if not rows.image_params:
+        return
+    lines = [
+        (*_model_and_parameters(request), count)
+        for request, count in sorted(rows.image_params.items(), key=lambda pair: (-pair[1], pair[0]))
+    ]
+    yield table(("Image model", "Parameters of the request (`image_params`)", "Rows"), lines)
+
+
+def _model_and_parameters(request: str) -> tuple[str, str]:
+    model, parameters = json.loads(request)
+    named = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in sorted(parameters.items()))
+    return "null" if model is None else code(model), code(named) if named else "none"
+
+
+def _requests(facts: CardFacts) -> str:
+    """What a run asked, and what became of it."""
+    parts = []
+    if facts.source.attempts:
+        asked = [
+            (code(status), _STATUSES.get(status, ""), count)
+            for status, count in sorted(facts.source.attempts.items(), key=lambda pair: (-pair[1], pair[0]))
+        ]
+        total = sum(facts.source.attempts.values())
+        parts.append(f"The run {code(facts.source.name)} sent {total:,} requests to its models.")
+        parts.append(table(("Outcome", "Meaning", "Requests"), asked))
+    if facts.source.rejections:
+        total = sum(facts.source.rejections.values())
+        parts.append(f"{total:,} samples of the run became no row here.")
+        parts.append(count_table("Why a sample was rejected", facts.source.rejections, noun="Samples"))
+    return "\n\n".join(parts)
+
+
+def _cost_and_dates(facts: CardFacts) -> str:
+    rows, sentences = facts.rows, []
+    if rows.first_created_at and rows.last_created_at:
+        sentences.append(
+            f"The pictures were made between {prose(rows.first_created_at)} and {prose(rows.last_created_at)}."
+        )
+    if rows.num_costs:
+        each = rows.cost_usd / rows.num_costs
+        sentences.append(
+            f"Recorded cost: {dollars(rows.cost_usd)} US dollars over {rows.num_costs:,} rows, {dollars(each)} a row."
+        )
+    if facts.source.spent_usd is not None:
+        sentences.append(
+            f"The whole run cost {dollars(facts.source.spent_usd)} US dollars, answers that became no row included."
+        )
     return " ".join(sentences) or "Neither dates nor costs were recorded."
+
+
+def _notes(facts: CardFacts) -> str:
+    if not facts.source.notes:
+        return ""
+    notes = "\n".join(f"- {prose(note)}" for note in facts.source.notes)
+    return f"Of {code(facts.source.name)} as a whole:\n\n{notes}"
+
+
+# ------------------------------------------------------------------ what they show
+
+
+def _coverage(rows: RowCounts) -> str:
+    """Tables of small vocabularies, plots of all."""
+    sections = [*_columns_coverage(rows, TAXONOMY_COLUMNS)]
+    if not sections:
+        sections = ["The rows name no objects, styles or other categories."]
+    if rows.resolutions:
+        sections.append(_one_column("Resolution", RESOLUTIONS, rows.resolutions, rows))
+    return "\n\n".join(sections)
+
+
+def _columns_coverage(rows: RowCounts, titles: Mapping[str, str]) -> Iterator[str]:
+    for column, title in titles.items():
+        if rows.values.get(column):
+            yield _one_column(f"{title} (`{column}`)", column, rows.values[column], rows)
+
+
+def _one_column(heading: str, name: str, counter: Counter[str], rows: RowCounts) -> str:
+    is_list = name.endswith("objects")
+    extent = "occurrences" if is_list else f"of {rows.num_rows:,} rows"
+    different = f"{len(counter):,} different value{'s' if len(counter) > 1 else ''} in {counter.total():,} {extent}."
+    parts = [f"### {heading}", different]
+    if len(counter) <= MAX_TABLE:
+        parts.append(count_table("Value", counter, noun="Occurrences" if is_list else "Rows"))
+    if name in plotted_columns(rows):
+        parts.append(f"![How often each value of {name} occurs]({PLOTS_DIR}/{name}.png)")
+    return "\n\n".join(parts)
+
+
+def _labels(facts: CardFacts) -> str:
+    """Who labelled, what came out, and how far it agrees with what is known."""
+    if not issubclass(facts.row, LabelledRecord):
+        return ""
+    models = facts.rows.values.get("label_model", Counter())
+    parts = [
+        "## Labels",
+        "The columns `label_*` were filled in afterwards by a model that saw the prompt and the pictures, and not "
+        "what was known of the row. They are guesses; what was known when a row was made stands in the columns "
+        "without `label_`.",
+        count_table("Labelled by (`label_model`)", models, facts.rows.num_rows),
+        _agreement(facts.source.agreement),
+        *_columns_coverage(facts.rows, LABEL_COLUMNS),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _agreement(agreement: Mapping[str, list[int]]) -> str:
+    lines = [
+        (code(column), compared, agreeing, f"{agreeing / compared:.1%}")
+        for column, (agreeing, compared) in agreement.items()
+        if compared
+    ]
+    if not lines:
+        return "No row tells both a label and what was known, so how good the labels are is not known."
+    heading = "On rows of which both are known:"
+    return f"{heading}\n\n{table(('Column', 'Rows compared', 'Rows that agree', 'Share'), lines)}"
+
+
+# ------------------------------------------------------------------ columns and terms
+
+
+def _columns(facts: CardFacts) -> str:
+    negatives = [name for name in facts.splits if name.endswith(NEGATIVES)]
+    parts = [_columns_table(features_of(facts, ""))]
+    if negatives and facts.row is not RejectedRecord:
+        extra = features_of(facts, negatives[0]).keys() - features_of(facts, "").keys()
+        missing = [name for name in features_of(facts, "") if name not in features_of(facts, negatives[0])]
+        names = join_words([f"`{name}` ({COLUMNS[name]})" for name in sorted(extra)])
+        without = f", and no {join_words([f'`{name}`' for name in missing])}" if missing else ""
+        parts.append(f"{join_words([f'`{name}`' for name in negatives])} have {names} besides{without}.")
+    return "\n\n".join(parts)
 
 
 def _columns_table(features: Features) -> str:
     rows = ((f"`{name}`", _type_name(feature), COLUMNS[name]) for name, feature in features.items())
-    return _table(("Column", "Type", "What it holds"), rows)
+    return table(("Column", "Type", "What it holds"), rows)
 
 
 def _type_name(feature: Any) -> str:
     if isinstance(feature, List):
         return f"list of {_type_name(feature.feature)}"
+    if isinstance(feature, dict):
+        return f"{_type_name(next(iter(feature.values())))} by name"
     return {Image: "image", Json: "JSON"}.get(type(feature)) or feature.dtype
 
 
-def _license_note(counts: CardCounts) -> str:
-    licenses = counts.values["license"]
-    if not licenses:
+def _licenses(facts: CardFacts) -> str:
+    counts = facts.rows.licenses + facts.negatives.licenses
+    pairs = [
+        (*json.loads(pair), count) for pair, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    ]
+    if not any(name for _, name, _ in pairs):
         return "The rows name no licence. Whoever publishes this data has to choose one that the terms below allow."
-    names = ", ".join(f"`{name}`" for name in licenses)
-    unlicensed = counts.num_rows - licenses.total()
-    rest = f" Rows that name none: {unlicensed:,}." if unlicensed else ""
-    return f"The rows are under {names}; the column `license` says it for each.{rest}"
+    lines = [(code(origin), code(name) if name else "none stated", count) for origin, name, count in pairs]
+    parts = [
+        "The column `license` states the licence of each row.",
+        table(("Origin (`origin`)", "Licence (`license`)", "Rows"), lines),
+        *_source_licenses(facts.rows.values),
+    ]
+    return "\n\n".join(parts)
+
+
+def _source_licenses(values: Mapping[str, Counter[str]]) -> Iterable[str]:
+    licenses = values.get("source_license")
+    if licenses:
+        yield count_table("Licence of the source pictures (`source_license`)", licenses)

@@ -306,12 +306,7 @@ def _compare_counts(taxonomy: Taxonomy, drawn: Counter[int]) -> ObjectCounts:
 
 def plot_coverage(report: TaxonomyReport, path: Path) -> None:
     """Write a PNG: the numbers of objects beside the formula, and the draws of every leaf by dimension."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            "plotting needs matplotlib; install it with: pip install 'sharegpt4o-image[evaluate]'"
-        ) from error
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 5.5), layout="constrained")
     histogram, leaves = figure.subplots(1, 2, width_ratios=(1, 2))
