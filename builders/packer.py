@@ -1,66 +1,84 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records -> a folder that `load_dataset` reads and that can be uploaded to the Hub as it is.
+"""Rows of a source -> a folder that `load_dataset` reads and that can be uploaded to the Hub as it is.
 
 `sharegpt4o-image/` holds
 
-    README.md                                              card; its YAML names the configurations; written last
+    README.md                                              card; its YAML names configurations and splits
     text_to_image/train-00000-of-00002.parquet             one folder for each task that has rows
     text_and_image_to_image/train-00000-of-00001.parquet
+    text_to_image_negatives/train-00000-of-00001.parquet   where asked for: pictures that a quality gate refused
     rejections.parquet                                     only when rows were kept out: which, and why
+    card/                                                  plots that the card shows, and what the source said
+    croissant.json                                         the same as metadata, with the checksum of every file
 
 `encode` may add `codes/`; packing again removes it, since codes belong to the rows they were made from.
 """
 
 import json
 import re
+import shutil
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from datasets import Features, Value
 
-from sharegpt4o_image.builders.dataset_card import MARKER, CardCounts, ConfigCounts, render_card
-from sharegpt4o_image.builders.parquet_shards import (
-    ROW_GROUP_BYTES,
-    SHARD_BYTES,
-    ParquetFile,
-    ShardedParquet,
-)
-from sharegpt4o_image.builders.record_check import find_fault
+from sharegpt4o_image.builders.card_counts import CardFacts, RowCounts, SplitCounts
+from sharegpt4o_image.builders.coverage_plots import write_plots
+from sharegpt4o_image.builders.croissant import write_croissant
+from sharegpt4o_image.builders.dataset_card import MARKER, render_card
+from sharegpt4o_image.builders.pack_plan import CONFIGS, NEGATIVES, PackOptions, PackPlan, PlannedShard, make_plan
+from sharegpt4o_image.builders.packed_set import SOURCE_FACTS
+from sharegpt4o_image.builders.parquet_shards import ROW_GROUP_BYTES, SHARD_BYTES, ParquetFile
+from sharegpt4o_image.builders.row_source import ImageEncoding, RowSource
+from sharegpt4o_image.builders.shard_writer import WORK, ShardNote, ShardWriter, count_reasons, rejection_of
 from sharegpt4o_image.builders.staging import staged_folder
 from sharegpt4o_image.errors import UserError
-from sharegpt4o_image.schema import TASKS, Record, published_features
+
+OnProgress = Callable[[int, int], None]
 
 REJECTIONS = "rejections.parquet"
-REJECTION_FEATURES = Features(
-    {name: Value("string") for name in ("id", "task", "reason", "input_prompt", "output_sha256", "image_model")}
-)
+REJECTION_COLUMNS = ("id", "task", "reason", "location", "input_prompt", "output_sha256", "image_model")
+REJECTION_FEATURES = Features({name: Value("string") for name in REJECTION_COLUMNS})
 
 
 @dataclass(frozen=True)
 class PackSummary:
-    """What `pack` wrote."""
+    """What `pack` wrote: configuration -> split -> counts, and reason -> rows that were kept out."""
 
     out_dir: Path
-    configs: dict[str, ConfigCounts]
+    splits: dict[str, dict[str, SplitCounts]]
     rejections: Counter[str]
+
+    @property
+    def configs(self) -> dict[str, SplitCounts]:
+        """The counts of each configuration, its splits together."""
+        return {name: _total(splits.values()) for name, splits in self.splits.items()}
 
     def to_json(self) -> str:
         """The summary as one line of JSON."""
-        configs = {name: asdict(config) for name, config in self.configs.items()}
+        configs = {
+            name: asdict(total) | {"splits": {split: asdict(counts) for split, counts in self.splits[name].items()}}
+            for name, total in self.configs.items()
+        }
         return json.dumps({"out_dir": str(self.out_dir), "configs": configs, "rejections": self.rejections})
 
     def to_text(self) -> str:
         """The summary for people, ending with the line of Python that loads the data set."""
         lines = [
-            f"{name}: {_count(config.num_rows, 'row')} in {_count(config.num_shards, 'file')}, "
-            f"{config.file_bytes / 1e6:,.2f} MB"
-            for name, config in self.configs.items()
+            f"{name}{'' if list(splits) == ['train'] else f' ({split})'}: {_count(counts.num_rows, 'row')} in "
+            f"{_count(counts.num_shards, 'file')}, {counts.file_bytes / 1e6:,.2f} MB"
+            for name, splits in self.splits.items()
+            for split, counts in splits.items()
         ]
         if self.rejections:
             lines.append(f"{_count(self.rejections.total(), 'row')} kept out, see {self.out_dir / REJECTIONS}")
-        lines.append(f'load_dataset("{self.out_dir}", "{next(iter(self.configs))}", split="train")')
+        config, splits = next(iter(self.splits.items()))
+        lines.append(f'load_dataset("{self.out_dir}", "{config}", split="{next(iter(splits))}")')
         return "\n".join(lines)
 
 
@@ -68,92 +86,170 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def _total(counts: Iterable[SplitCounts]) -> SplitCounts:
+    total = SplitCounts()
+    for one in counts:
+        total.num_rows += one.num_rows
+        total.num_shards += one.num_shards
+        total.num_bytes += one.num_bytes
+        total.file_bytes += one.file_bytes
+    return total
+
+
 def pack(
-    records: Iterable[Record],
+    source: RowSource,
     out_dir: Path,
     *,
-    row: type[Record] = Record,
+    splits: Mapping[str, float] | None = None,
+    includes_negatives: bool = False,
+    encoding: ImageEncoding | None = None,
     shard_bytes: int = SHARD_BYTES,
     row_group_bytes: int = ROW_GROUP_BYTES,
+    on_progress: OnProgress | None = None,
 ) -> PackSummary:
-    """Write records as a data set folder; the same records give the same files.
+    """Write the rows of a source as a data set folder; the same rows give the same files.
 
-    The folder appears whole or not at all, and replaces one that an earlier run wrote. A record with a fault is kept
-    out and listed in `rejections.parquet`.
+    The folder appears whole or not at all, and replaces one that an earlier run wrote. Until then the shards that are
+    finished lie beside it in `.<name>.partial`, and a run that follows a killed one goes on from them. A row with a
+    fault is kept out and listed in `rejections.parquet`. The source is closed.
 
-    Reads: `records`, once and in order; at most one row group per task is in memory.
+    Reads: `source`; pictures of one row group at a time. The list of all rows is in memory, without their pictures.
     Writes: `out_dir`, as shown at the top of this module.
 
     Args:
-        records (iterable of `Record`):
-            The rows, of both tasks and in any order; pictures are stored byte for byte as they are given.
+        source (`RowSource`):
+            Where the rows come from: a run, an upstream release or a packed set.
         out_dir (`Path`):
             An absent or empty folder, or one that `pack` wrote.
-        row (type, *optional*, defaults to `Record`):
-            What the records are; `RejectedRecord` for a set of negatives, whose card says so.
+        splits (`dict`, *optional*):
+            Name -> share of the rows, for splits beside `train`.
+        includes_negatives (`bool`, *optional*, defaults to `False`):
+            Pack also the pictures that quality gates refused, as configurations of their own.
+        encoding (`ImageEncoding`, *optional*):
+            Make the pictures smaller; without it, they are stored byte for byte as they were received.
         shard_bytes (`int`, *optional*, defaults to 500 MiB):
-            A Parquet file is closed when its rows hold this much.
+            A Parquet file is closed before its rows would hold more than this; the first one of a split is smaller.
         row_group_bytes (`int`, *optional*, defaults to 32 MiB):
-            A row group is closed when its rows hold this much.
+            A row group is closed before its rows would hold more than this.
+        on_progress (callable, *optional*):
+            Called with the number of rows dealt with, and of all.
     """
     target = out_dir.resolve()
-    _refuse_foreign(target)
-    with staged_folder(target) as folder:
-        counts = _write_rows(records, row, folder, shard_bytes, row_group_bytes)
-        (folder / "README.md").write_text(render_card(target.name, counts), encoding="utf-8")
-    return PackSummary(out_dir, counts.configs, counts.rejections)
+    options = PackOptions(splits or {}, includes_negatives, encoding, shard_bytes, row_group_bytes)
+    with closing(source):
+        _refuse_foreign(target)
+        plan = make_plan(source.plan(), options)
+        with staged_folder(target, keeps_unfinished=True) as folder:
+            facts = _write_set(source, plan, options, folder, target.name, on_progress)
+    return PackSummary(out_dir, facts.splits, facts.rejections)
 
 
-def _write_rows(
-    records: Iterable[Record], row: type[Record], folder: Path, shard_bytes: int, row_group_bytes: int
-) -> CardCounts:
-    features = published_features(row)
-    counts = CardCounts(row)
-    writers: dict[str, ShardedParquet] = {}
-    rejected = _Rejections(folder / REJECTIONS, counts.rejections)
-    seen: set[str] = set()
-    for record in records:
-        reason = "id occurs twice" if record.id in seen else find_fault(record)
-        if reason is not None:
-            rejected.write(record, reason)
-            continue
-        seen.add(record.id)
-        if record.task not in writers:
-            writers[record.task] = ShardedParquet(folder / record.task, features, shard_bytes, row_group_bytes)
-        writers[record.task].write(record)
-        counts.add(record)
-    rejected.close()
-    if not writers:
-        raise UserError(_nothing_to_pack(counts.rejections))
-    for task in TASKS:
-        if task in writers:
-            counts.configs[task] = _finish(writers[task])
-    return counts
+def _write_set(
+    source: RowSource,
+    plan: PackPlan,
+    options: PackOptions,
+    folder: Path,
+    title: str,
+    on_progress: OnProgress | None,
+) -> CardFacts:
+    progress = _Progress(plan.num_rows, on_progress)
+    writer = ShardWriter(folder, source, options, progress.advance)
+    try:
+        writer.remove_others(plan.shards)
+        notes = [writer.write(shard) for shard in plan.shards]
+    except BaseException:
+        writer.remove_unfinished()
+        raise
+    rejections = [rejection_of(row, reason) for row, reason in plan.rejected]
+    rejections += [rejection for note in notes for rejection in note.rejections]
+    splits, digests = _publish(plan.shards, notes, writer, folder)
+    source_facts = source.facts()
+    facts = CardFacts(
+        title=title,
+        row=source.row,
+        splits=splits,
+        rows=_merged(plan.shards, notes, is_negative=False),
+        negatives=_merged(plan.shards, notes, is_negative=True),
+        rejections=count_reasons(rejections),
+        source=source_facts,
+        encoding=options.encoding or source_facts.encoding,
+    )
+    if not facts.splits:
+        shutil.rmtree(folder / WORK)
+        raise UserError(_nothing_to_pack(facts.rejections))
+    _write_rejections(folder / REJECTIONS, rejections)
+    write_plots(folder, facts.rows)
+    (folder / SOURCE_FACTS).parent.mkdir(exist_ok=True)
+    (folder / SOURCE_FACTS).write_text(replace(source_facts, encoding=facts.encoding).to_json(), encoding="utf-8")
+    (folder / "README.md").write_text(render_card(facts), encoding="utf-8")
+    write_croissant(folder, digests=digests)
+    shutil.rmtree(folder / WORK)
+    return facts
 
 
-def _finish(writer: ShardedParquet) -> ConfigCounts:
-    shards = writer.finish()
-    file_bytes = sum(shard.stat().st_size for shard in shards)
-    return ConfigCounts(writer.num_rows, len(shards), writer.num_bytes, file_bytes)
+class _Progress:
+    def __init__(self, num_rows: int, on_progress: OnProgress | None):
+        self._done, self._num_rows, self._on_progress = 0, num_rows, on_progress
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        if self._on_progress is not None:
+            self._on_progress(self._done, self._num_rows)
 
 
-class _Rejections:
-    """`rejections.parquet`, which comes into being with the first rejected record."""
+def _publish(
+    shards: list[PlannedShard], notes: list[ShardNote], writer: ShardWriter, folder: Path
+) -> tuple[dict[str, dict[str, SplitCounts]], dict[str, str]]:
+    """Give all files their published names, which state how many there are; count what they hold.
 
-    def __init__(self, path: Path, reasons: Counter[str]):
-        self._path = path
-        self._reasons = reasons
-        self._file: ParquetFile | None = None
+    Returns:
+        configuration -> split -> counts, and name of a file -> its sha256.
+    """
+    for entry in folder.iterdir():  # of a run that was killed further on
+        if entry.name != WORK:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    splits: dict[str, dict[str, SplitCounts]] = {}
+    digests: dict[str, str] = {}
+    filled = [(shard, note) for shard, note in zip(shards, notes, strict=True) if note.num_rows]
+    for (config, split), group in groupby(filled, key=lambda pair: (pair[0].config, pair[0].split)):
+        members = list(group)
+        counts = splits.setdefault(config, {}).setdefault(split, SplitCounts(num_shards=len(members)))
+        (folder / config).mkdir(exist_ok=True)
+        for index, (shard, note) in enumerate(members):
+            path = folder / config / f"{split}-{index:05d}-of-{len(members):05d}.parquet"
+            _link(writer.path_of(shard), path)
+            digests[path.relative_to(folder).as_posix()] = note.sha256
+            counts.num_rows += note.num_rows
+            counts.num_bytes += note.num_bytes
+            counts.file_bytes += path.stat().st_size
+    return splits, digests
 
-    def write(self, record: Record, reason: str) -> None:
-        self._reasons[reason] += 1
-        self._file = self._file or ParquetFile(self._path, REJECTION_FEATURES)
-        known = record.model_dump(include=set(REJECTION_FEATURES))
-        self._file.write({**known, "reason": reason}, len(record.input_prompt) + 200)
 
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+def _link(shard: Path, published: Path) -> None:
+    """A second name for a shard, so that a run that is killed from here on finds it under the first."""
+    try:
+        published.hardlink_to(shard)
+    except OSError:  # a file system without hard links
+        shard.rename(published)
+
+
+def _merged(shards: list[PlannedShard], notes: list[ShardNote], is_negative: bool) -> RowCounts:
+    total = RowCounts()
+    for shard, note in zip(shards, notes, strict=True):
+        if shard.config.endswith(NEGATIVES) == is_negative:
+            total.merge(note.counts)
+    return total
+
+
+def _write_rejections(path: Path, rejections: list[dict[str, Any]]) -> None:
+    """`rejections.parquet`, which comes into being with the first rejected row."""
+    if not rejections:
+        return
+    file = ParquetFile(path, REJECTION_FEATURES)
+    for rejection in rejections:
+        row = {name: rejection.get(name) for name in REJECTION_COLUMNS}
+        file.write(row, 200 + len(row["input_prompt"] or ""))
+    file.close()
 
 
 def _nothing_to_pack(rejections: Counter[str]) -> str:
@@ -162,7 +258,7 @@ def _nothing_to_pack(rejections: Counter[str]) -> str:
     [(reason, count)] = rejections.most_common(1)
     return (
         f"every record has a fault, {count:,} of {rejections.total():,} this one: {reason}; "
-        "look at the run's pictures and synthesize again"
+        "look at the pictures of the source"
     )
 
 
@@ -182,11 +278,12 @@ def _refuse_foreign(out_dir: Path) -> None:
         raise UserError(f"{out_dir} holds Parquet files without the card that pack writes; move it, or {elsewhere}")
 
 
-_TASK = f"({'|'.join(TASKS)})"
+_CONFIG = f"({'|'.join(CONFIGS)})"
 _OWN_FILES = re.compile(
-    rf"{_TASK}(/train-\d+-of-\d+\.parquet)?"
+    rf"{_CONFIG}(/[a-z][a-z0-9_]*-\d+-of-\d+\.parquet)?"
     rf"|{re.escape(REJECTIONS)}"
-    rf"|codes(/{_TASK}\.(parquet|tmp))?"  # made from the rows by `training.encoding`; void once the rows change
+    r"|card(/[a-z_]+\.png|/source\.json)?|croissant\.json"
+    rf"|codes(/{_CONFIG}\.(parquet|tmp))?"  # made from the rows by `training.encoding`; void once the rows change
 )
 
 

@@ -19,23 +19,27 @@ def require_empty(target: Path) -> None:
 
 
 @contextmanager
-def staged_folder(target: Path) -> Iterator[Path]:
+def staged_folder(target: Path, keeps_unfinished: bool = False) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `target` when the block ends, and vanishes when it raises.
 
     What lies at `target` stays untouched until then; whether it may be replaced is for the caller to decide before.
     The folder is called `.<name>.partial`; one that a killed process left behind is cleared first, while one that
     another live process holds is refused.
+
+    With `keeps_unfinished`, what an earlier block left is still there, and what this one leaves stays when it raises.
     """
     staging = target.with_name(f".{target.name}.partial")
     replaced = target.with_name(f".{target.name}.replaced")
     handle = _lock(staging, target)
     try:
-        _clear(staging)
+        if not keeps_unfinished:
+            _clear(staging)
         _finish_interrupted_swap(target, replaced)
         yield staging
         _swap(staging, target, replaced)
     except BaseException as error:
-        shutil.rmtree(staging, ignore_errors=True)
+        if not keeps_unfinished or not any(staging.iterdir()):
+            shutil.rmtree(staging, ignore_errors=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"no space left for {target}; free some, or choose a folder on another disk with --output"

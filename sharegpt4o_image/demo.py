@@ -9,7 +9,7 @@ import io
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,8 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from sharegpt4o_image.builders.packer import pack
+from sharegpt4o_image.builders.row_source import RowPlan
+from sharegpt4o_image.builders.run_source import RunSource
 from sharegpt4o_image.checkpoints import TINY_JANUS_4O, TINY_JANUS_PRO, load_checkpoint
 from sharegpt4o_image.demo_report import definition_list, loss_curve, page, picture_tag, score_table, sheet_table
 from sharegpt4o_image.evaluation.contact_sheet import contact_sheet
@@ -44,7 +46,6 @@ from sharegpt4o_image.offline_teacher.sampling import (
 )
 from sharegpt4o_image.offline_teacher.scene import Scene
 from sharegpt4o_image.schema import TASKS, ImageFile, Pipeline, Record
-from sharegpt4o_image.synthesis.records import iter_records
 from sharegpt4o_image.synthesis.run import synthesize
 from sharegpt4o_image.training.encoding import encode_dataset
 from sharegpt4o_image.training.run import train
@@ -117,11 +118,18 @@ def _make_dataset(size: DemoSize, progress: Progress) -> None:
         progress.update(bars[pipeline], completed=done, total=total)
 
     synthesize(DEMO_DIR / "run", limit=size.records_per_task, on_progress=advance)
-    records = progress.track(iter_records(DEMO_DIR / "run"), total=2 * size.records_per_task, description="Packing")
-    pack((record for record in records if not is_benchmark_record(record)), DATASET_DIR)
+    packing = progress.add_task("Packing", total=None)
+    pack(_TrainingRows(DEMO_DIR / "run"), DATASET_DIR, on_progress=partial(_show, progress, packing))
     for task in TASKS:
         rows = load_dataset(str(DATASET_DIR), task, split="train")
         progress.console.print(f"load_dataset({str(DATASET_DIR)!r}, {task!r}): {len(rows)} rows")
+
+
+class _TrainingRows(RunSource):
+    """The rows of the run that may be trained on."""
+
+    def plan(self) -> Iterator[RowPlan]:
+        return (plan for plan in super().plan() if not is_benchmark_record(self.load(plan)))
 
 
 def is_benchmark_record(record: Record) -> bool:

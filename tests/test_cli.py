@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from sharegpt4o_image.builders.packer import pack
+from sharegpt4o_image.builders.run_source import RunSource
 from sharegpt4o_image.checkpoints import ASSETS_DIR
 from sharegpt4o_image.cli import main
 from sharegpt4o_image.synthesis.config import SynthesisConfig
-from sharegpt4o_image.synthesis.records import iter_records
 from sharegpt4o_image.synthesis.run import synthesize
 
 
@@ -39,7 +39,7 @@ def packed(tmp_path_factory):
     """A data set of 12 samples of each task."""
     directory = tmp_path_factory.mktemp("packed")
     synthesize(directory / "run", SynthesisConfig(), limit=12)
-    pack(iter_records(directory / "run"), directory / "data")
+    pack(RunSource(directory / "run"), directory / "data")
     return directory / "data"
 
 

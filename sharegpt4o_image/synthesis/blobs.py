@@ -52,6 +52,13 @@ class BlobStore:
         if not self.path_of(sha256).exists():
             self.read(sha256)
 
+    def size_of(self, sha256: str) -> int:
+        """How many bytes a blob has; 0 when it is gone."""
+        try:
+            return self.path_of(sha256).stat().st_size
+        except OSError:
+            return 0
+
     def read(self, sha256: str) -> bytes:
         """The bytes of a blob."""
         path = self.path_of(sha256)

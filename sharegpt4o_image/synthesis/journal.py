@@ -36,10 +36,14 @@ from sharegpt4o_image.schema import GeneratedImage, Pipeline, Task
 from sharegpt4o_image.synthesis.blobs import BlobStore
 
 Status = Literal["ok", "blocked", "retry", "quota", "invalid", "lost"]
-Stage = Literal["prompt", "image", "description", "content", "layout", "instruction", "control", "edit", "judge"]
+Stage = Literal[
+    "prompt", "image", "description", "content", "layout", "instruction", "control", "edit", "judge", "label"
+]
 SubmissionStatus = Literal["sending", "open", "done"]
 
-PIPELINES: tuple[Pipeline, ...] = get_args(Pipeline)
+Work = Pipeline | Literal["labelling"]  # what an item is made by; one of `labelling` is a row that gets labels
+
+PIPELINES: tuple[Work, ...] = (*get_args(Pipeline), "labelling")
 
 FILE_NAME = "journal.sqlite"
 _APPLICATION_ID = 0x5347_346F  # "SG4o": marks the file as ours
@@ -140,7 +144,7 @@ class Item:
     """
 
     item: str
-    pipeline: Pipeline
+    pipeline: Work
     task: Task
     position: int
     image: GeneratedImage | None
@@ -215,11 +219,13 @@ class Journal:
 
     @classmethod
     def open(cls, run_dir: Path) -> "Journal":
-        """Open an existing run for reading, also while another process writes to it."""
+        """Open an existing run for reading, from several threads, also while another process writes to it."""
         path = run_dir / FILE_NAME
         if not path.is_file():
             raise UserError(f"{run_dir} is not a run directory; `sharegpt4o-image synthesize -o {run_dir}` starts one")
-        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        connection = sqlite3.connect(
+            f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
+        )
         if not _has_tables(connection, path):
             raise UserError(f"{run_dir} has not begun; run `sharegpt4o-image synthesize -o {run_dir}` again")
         return cls(connection, run_dir)
@@ -415,7 +421,7 @@ class Journal:
         counts = self._count("SELECT reason, count(*) FROM items WHERE reason IS NOT NULL GROUP BY 1")
         summed: Counter[str] = Counter()
         for reason, count in counts.items():
-            summed[re.split(r": | \(", reason, maxsplit=1)[0]] += count
+            summed[without_particulars(reason)] += count
         return summed
 
     def count_attempts(self) -> Counter[str]:
@@ -467,6 +473,11 @@ def _as_item(row: tuple[Any, ...]) -> Item:
     item, pipeline, task, position, image, reason, gates, decided_at = row
     opened = GeneratedImage.model_validate_json(image) if image else None
     return Item(item, pipeline, task, position, opened, reason, gates, decided_at)
+
+
+def without_particulars(reason: str) -> str:
+    """A reason as it is counted: without what stands behind a colon or in brackets."""
+    return re.split(r": | \(", reason, maxsplit=1)[0]
 
 
 def utc_now() -> str:

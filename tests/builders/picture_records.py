@@ -4,10 +4,12 @@
 import hashlib
 import io
 import random
+from collections.abc import Iterable, Iterator
 
 from PIL import Image
 
-from sharegpt4o_image.schema import TASKS, ImageFile, Record, content_id
+from sharegpt4o_image.builders.row_source import RowPlan, SourceFacts
+from sharegpt4o_image.schema import TASKS, ImageFile, Record, RejectedRecord, content_id
 
 SIDE = 16
 
@@ -43,3 +45,48 @@ def make_record(index: int) -> Record:
         created_at=f"2026-11-{1 + index % 28:02d}T00:00:00Z",
         origin="synthesized",
     )
+
+
+class ListSource:
+    """Records in memory as a source of rows.
+
+    Args:
+        records (iterable): the rows.
+        negatives (iterable): rows that a gate refused.
+        row (type): what the rows are.
+    """
+
+    def __init__(
+        self, records: Iterable[Record], negatives: Iterable[RejectedRecord] = (), row: type[Record] = Record
+    ) -> None:
+        self.row = row
+        self.loaded: list[str] = []  # ids, in the order in which they were asked for
+        self._positives = [*records]
+        self._records = [*self._positives, *negatives]
+
+    def plan(self) -> Iterator[RowPlan]:
+        for index, record in enumerate(self._records):
+            pictures = [*(image.bytes for image in record.input_image), record.output_image.bytes]
+            yield RowPlan(
+                id=record.id,
+                task=record.task,
+                digest=hashlib.sha256(
+                    record.model_dump_json(exclude={"input_image", "output_image"}).encode()
+                ).hexdigest(),
+                num_bytes=sum(map(len, pictures)),
+                location=f"record {index}",
+                locator=(index,),
+                pictures=tuple(hashlib.sha256(picture).hexdigest() for picture in pictures),
+                is_negative=index >= len(self._positives),
+            )
+
+    def load(self, plan: RowPlan) -> Record:
+        record = self._records[plan.locator[0]]
+        self.loaded.append(record.id)
+        return record
+
+    def facts(self) -> SourceFacts:
+        return SourceFacts(kind="run", name="a list")
+
+    def close(self) -> None:
+        """Nothing to let go of."""

@@ -2,23 +2,38 @@
 """`pack`: pictures as received, same records same files, whole folder or none, and `datasets` reads it unaided."""
 
 import hashlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
 import pytest
 from datasets import Features, Image, load_dataset
-from picture_records import make_record, png
+from picture_records import ListSource, make_record, png
+from PIL import Image as Pillow
 
-from sharegpt4o_image.builders.packer import REJECTION_FEATURES, PackSummary, pack
+from sharegpt4o_image.builders import packer
+from sharegpt4o_image.builders.light_variant import check_encoding, lighten
+from sharegpt4o_image.builders.pack_plan import PackOptions, make_plan
+from sharegpt4o_image.builders.packed_set import PackedSet
+from sharegpt4o_image.builders.packer import REJECTION_FEATURES, PackSummary
+from sharegpt4o_image.builders.row_source import ImageEncoding, RowFault, RowPlan
+from sharegpt4o_image.builders.splits import assign_splits, parse_splits
 from sharegpt4o_image.errors import UserError
-from sharegpt4o_image.schema import ImageFile, Record, published_features
+from sharegpt4o_image.schema import ImageFile, Record, RejectedRecord, published_features
+
+
+def pack(records: Iterable[Record], folder: Path, **options: Any) -> PackSummary:
+    return packer.pack(ListSource(records), folder, **options)
 
 
 @pytest.fixture
@@ -67,11 +82,17 @@ class TestRows:
 
     def test_shards_and_row_groups_keep_to_their_sizes(self, tmp_path: Path) -> None:
         records = [make_record(2 * index) for index in range(9)]  # 2.9 kB each
-        pack(iter(records), tmp_path / "set", shard_bytes=8_000, row_group_bytes=4_000)
+        pack(iter(records), tmp_path / "set", shard_bytes=9_000, row_group_bytes=6_000)
         shards = sorted((tmp_path / "set" / "text_to_image").iterdir())
         assert [shard.name for shard in shards] == [f"train-{i:05d}-of-{len(shards):05d}.parquet" for i in range(3)]
         assert [pq.ParquetFile(shard).metadata.num_row_groups for shard in shards] == [2, 2, 2]
         assert [row["id"] for row in _stored(tmp_path / "set", "text_to_image")] == [record.id for record in records]
+
+    def test_the_first_file_is_small_whatever_the_rows(self) -> None:
+        options = PackOptions({}, False, None, shard_bytes=100_000_000, row_group_bytes=1)
+        rows = [RowPlan(str(index), "text_to_image", "", 1_900_000, "") for index in range(120)]
+        counts = [len(shard.rows) for shard in make_plan(rows, options).shards]
+        assert counts == [2, 52, 52, 14]  # 4 MiB, then 100 MB each
 
     def test_same_records_give_same_files(self, tmp_path: Path, records: list[Record]) -> None:
         pack(records, tmp_path / "one" / "set")
@@ -108,7 +129,7 @@ class TestRejections:
         assert (row["id"], row["reason"]) == (bad.id, reason)
         assert summary.rejections == {reason: 1}
         assert json.loads(summary.to_json())["rejections"] == {reason: 1}
-        assert f"| {reason} | 1 |" in (tmp_path / "set" / "README.md").read_text()
+        assert f"| `{reason}` | 1 |" in (tmp_path / "set" / "README.md").read_text()
 
     def test_a_cut_off_picture_is_unreadable(self, tmp_path: Path) -> None:
         cut = make_record(3)
@@ -141,14 +162,14 @@ class TestFolder:
 
     def test_a_failure_on_the_way_leaves_nothing(self, tmp_path: Path, records: list[Record]) -> None:
         with pytest.raises(RuntimeError, match="the disk is gone"):
-            pack(_failing(records), tmp_path / "set", row_group_bytes=1)
+            packer.pack(FailingSource(records[:1]), tmp_path / "set")
         assert list(tmp_path.iterdir()) == []
 
     def test_a_failure_on_the_way_keeps_the_previous_set(self, tmp_path: Path, records: list[Record]) -> None:
         pack(records, tmp_path / "set")
         before = _tree(tmp_path)
         with pytest.raises(RuntimeError, match="the disk is gone"):
-            pack(_failing(records), tmp_path / "set", row_group_bytes=1)
+            packer.pack(FailingSource(records[:1]), tmp_path / "set")
         assert _tree(tmp_path) == before
 
     def test_a_second_run_replaces_the_first(self, tmp_path: Path, records: list[Record]) -> None:
@@ -157,6 +178,8 @@ class TestFolder:
         assert [path.name for path in tmp_path.iterdir()] == ["set"]
         assert sorted(path.name for path in (tmp_path / "set").iterdir()) == [
             "README.md",
+            "card",
+            "croissant.json",
             "text_and_image_to_image",
             "text_to_image",
         ]
@@ -205,39 +228,287 @@ class TestFolder:
         with pytest.raises(UserError, match="cannot be replaced as a whole"):
             pack(records, Path("."))
 
-    def test_a_killed_run_is_cleared_by_the_next_and_locked_while_alive(self, tmp_path: Path) -> None:
-        script = textwrap.dedent("""
-            import sys, time
-            from pathlib import Path
-            from picture_records import make_record
-            from sharegpt4o_image.builders.packer import pack
-
-            def records():
-                yield make_record(0)
-                print("packing", flush=True)
-                time.sleep(60)
-
-            pack(records(), Path(sys.argv[1]), row_group_bytes=1)
-        """)
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-        command = [sys.executable, "-c", script, str(tmp_path / "set")]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == b"packing\n"
-            with pytest.raises(UserError, match="another process is writing"):
-                pack([make_record(1)], tmp_path / "set")
-            process.send_signal(signal.SIGKILL)
+    def test_a_folder_that_is_being_packed_is_locked(self, tmp_path: Path, records: list[Record]) -> None:
+        with _stopped_pack(tmp_path / "set", row=10), pytest.raises(UserError, match="another process is writing"):
+            pack(records, tmp_path / "set")
         assert [path.name for path in tmp_path.iterdir()] == [".set.partial"]
-        pack([make_record(1)], tmp_path / "set")
-        assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
     def test_a_kill_between_the_two_renames_loses_nothing(self, tmp_path: Path, records: list[Record]) -> None:
         pack(records, tmp_path / "set")
         before = _tree(tmp_path / "set")
         (tmp_path / "set").rename(tmp_path / ".set.replaced")
         with pytest.raises(RuntimeError, match="the disk is gone"):
-            pack(_failing(records), tmp_path / "set")
+            packer.pack(FailingSource(records[:1]), tmp_path / "set")
         assert _tree(tmp_path) == {f"set/{name}": digest for name, digest in before.items()}
+
+
+class TestResume:
+    def test_a_killed_pack_goes_on_from_the_finished_shards(self, tmp_path: Path, records: list[Record]) -> None:
+        with _stopped_pack(tmp_path / "set", row=10):
+            pass  # two shards of two rows each are finished, and half of the third
+        source = ListSource(records)
+        packer.pack(source, tmp_path / "set", **SHARDS_OF_TWO)
+        assert sorted(source.loaded) == sorted([record.id for record in in_order(records)[4:]])
+        pack(records, tmp_path / "whole" / "set", **SHARDS_OF_TWO)
+        assert _tree(tmp_path / "set") == _tree(tmp_path / "whole" / "set")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "whole"]
+
+    def test_a_failure_keeps_finished_shards_too(self, tmp_path: Path, records: list[Record]) -> None:
+        with pytest.raises(RuntimeError, match="the disk is gone"):
+            packer.pack(FailingSource(records), tmp_path / "set", **SHARDS_OF_TWO)
+        source = ListSource(records)
+        packer.pack(source, tmp_path / "set", **SHARDS_OF_TWO)
+        assert sorted(source.loaded) == sorted([record.id for record in records[-3::2]])
+
+    def test_a_kill_while_the_card_is_written_costs_no_shard(
+        self, tmp_path: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(_: object) -> str:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(packer, "render_card", fail)
+        with pytest.raises(KeyboardInterrupt):
+            pack(records, tmp_path / "set", **SHARDS_OF_TWO)
+        monkeypatch.undo()
+        source = ListSource(records)
+        packer.pack(source, tmp_path / "set", **SHARDS_OF_TWO)
+        assert sorted(source.loaded) == sorted([])
+
+    def test_only_shards_whose_rows_changed_are_written_again(self, tmp_path: Path, records: list[Record]) -> None:
+        with pytest.raises(RuntimeError, match="the disk is gone"):
+            packer.pack(FailingSource(records), tmp_path / "set", **SHARDS_OF_TWO)
+        records[4] = records[4].model_copy(update={"input_prompt": "another prompt"})
+        source = ListSource(records)
+        packer.pack(source, tmp_path / "set", **SHARDS_OF_TWO)
+        assert sorted(source.loaded) == sorted([records[index].id for index in (4, 6, 9, 11)])
+
+    def test_other_options_start_anew(self, tmp_path: Path, records: list[Record]) -> None:
+        with pytest.raises(RuntimeError, match="the disk is gone"):
+            packer.pack(FailingSource(records), tmp_path / "set", **SHARDS_OF_TWO)
+        pack(records, tmp_path / "set", shard_bytes=12_000, row_group_bytes=2_900)
+        pack(records, tmp_path / "whole" / "set", shard_bytes=12_000, row_group_bytes=2_900)
+        assert _tree(tmp_path / "set") == _tree(tmp_path / "whole" / "set")
+
+    def test_a_damaged_note_is_no_note(self, tmp_path: Path, records: list[Record]) -> None:
+        with pytest.raises(RuntimeError, match="the disk is gone"):
+            packer.pack(FailingSource(records), tmp_path / "set", **SHARDS_OF_TWO)
+        for note in (tmp_path / ".set.partial" / ".work").glob("*.json"):
+            note.write_text('{"fingerprint": "half')
+        source = ListSource(records)
+        packer.pack(source, tmp_path / "set", **SHARDS_OF_TWO)
+        assert len(source.loaded) == 12
+
+    def test_a_shard_without_good_rows_leaves_no_gap(self, tmp_path: Path) -> None:
+        records = [make_record(index) for index in range(0, 12, 2)]
+        for index in (2, 3):
+            records[index] = records[index].model_copy(update={"input_prompt": " "})
+        summary = pack(records, tmp_path / "set", **SHARDS_OF_TWO)
+        assert summary.rejections == {"input_prompt is empty": 2}
+        names = sorted(path.name for path in (tmp_path / "set" / "text_to_image").iterdir())
+        assert names == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
+
+    def test_a_row_that_cannot_be_read_is_kept_out(self, tmp_path: Path, records: list[Record]) -> None:
+        class Source(ListSource):
+            def load(self, plan: RowPlan) -> Record:
+                if plan.locator == (3,):
+                    raise RowFault("image/3.png is in no tar part", input_prompt="a prompt")
+                return super().load(plan)
+
+        packer.pack(Source(records), tmp_path / "set")
+        [row] = pq.read_table(tmp_path / "set" / "rejections.parquet").to_pylist()
+        assert row == {
+            "id": records[3].id,
+            "task": "text_and_image_to_image",
+            "reason": "image/3.png is in no tar part",
+            "location": "record 3",
+            "input_prompt": "a prompt",
+            "output_sha256": None,
+            "image_model": None,
+        }
+
+
+class TestSplits:
+    SHARES: ClassVar = {"validation": 0.2, "test": 0.3}
+
+    def test_shares_are_about_what_was_asked_for_and_nothing_is_lost(self) -> None:
+        plans = list(ListSource(make_record(2 * index) for index in range(2000)).plan())
+        counts = Counter(assign_splits(plans, self.SHARES))
+        assert counts.total() == 2000
+        assert abs(counts["validation"] - 400) < 4 * (2000 * 0.2 * 0.8) ** 0.5  # four standard deviations
+        assert abs(counts["test"] - 600) < 4 * (2000 * 0.3 * 0.7) ** 0.5
+
+    def test_a_row_stays_in_its_split_when_rows_come_and_go(self) -> None:
+        plans = list(ListSource(make_record(index) for index in range(40)).plan())
+        whole = dict(zip([plan.id for plan in plans], assign_splits(plans, self.SHARES), strict=True))
+        few = plans[5:30:3]
+        assert assign_splits(few, self.SHARES) == [whole[plan.id] for plan in few]
+        assert assign_splits(few[::-1], self.SHARES) == [whole[plan.id] for plan in few[::-1]]
+
+    def test_rows_that_share_a_picture_stay_together(self) -> None:
+        links = [("a",), ("a", "b"), ("b", "c"), ("x",), ("c", "d"), ("x", "y"), ("e", "d")]
+        plans = [
+            RowPlan(str(n), "text_to_image", "", 1, "", pictures=pictures)
+            for k in range(200)
+            for n, pictures in enumerate(tuple(f"{k}{name}" for name in names) for names in links)
+        ]
+        splits = assign_splits(plans, self.SHARES)
+        for start in range(0, len(plans), len(links)):
+            assert len({splits[start + index] for index in (0, 1, 2, 4, 6)}) == 1
+            assert splits[start + 3] == splits[start + 5]
+        assert set(splits) == {"train", "validation", "test"}
+
+    def test_every_split_loads(self, tmp_path: Path) -> None:
+        records = [make_record(index) for index in range(60)]
+        summary = pack(records, tmp_path / "set", splits=self.SHARES)
+        assert list(summary.splits["text_to_image"]) == ["train", "test", "validation"]
+        loaded = load_dataset(str(tmp_path / "set"), "text_to_image")
+        assert {name: rows.num_rows for name, rows in loaded.items()} == {
+            name: counts.num_rows for name, counts in summary.splits["text_to_image"].items()
+        }
+        assert sum(rows.num_rows for rows in loaded.values()) == 30
+
+    @pytest.mark.parametrize(
+        "option", ["test", "test=", "test=1", "test=0", "train=0.1", "Test=0.1", "a/b=0.1", "=0.1"]
+    )
+    def test_what_is_no_split_is_refused(self, option: str) -> None:
+        with pytest.raises(UserError, match="is no split"):
+            parse_splits([option])
+
+    def test_shares_must_leave_something_for_training(self) -> None:
+        assert parse_splits(["validation=0.01", "test=0.02"]) == {"validation": 0.01, "test": 0.02}
+        with pytest.raises(UserError, match="leave nothing for train"):
+            parse_splits(["validation=0.5", "test=0.5"])
+
+
+class TestNegatives:
+    @pytest.fixture
+    def source(self, records: list[Record]) -> ListSource:
+        negatives = [RejectedRecord(**dict(make_record(index)), reject_reason="it is blank") for index in (20, 21, 22)]
+        return ListSource(records, negatives)
+
+    def test_they_are_left_out_unless_asked_for(self, tmp_path: Path, source: ListSource) -> None:
+        assert list(packer.pack(source, tmp_path / "set").configs) == ["text_to_image", "text_and_image_to_image"]
+
+    def test_they_have_configurations_of_their_own(self, tmp_path: Path, source: ListSource) -> None:
+        packer.pack(source, tmp_path / "set", includes_negatives=True)
+        rows = load_dataset(str(tmp_path / "set"), "text_to_image_negatives", split="train")
+        assert rows["reject_reason"][:] == ["it is blank"] * 2
+        assert "reject_reason" not in load_dataset(str(tmp_path / "set"), "text_to_image", split="train").features
+
+
+class TestLightVariant:
+    def test_pictures_are_smaller_and_the_row_says_how_large(self, tmp_path: Path) -> None:
+        picture = Pillow.effect_noise((640, 320), 50).convert("RGB")
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        record = make_record(1).model_copy(
+            update={
+                "output_image": _file(buffer.getvalue()),
+                "output_image_resolution": [640, 320],
+                "output_sha256": None,
+            }
+        )
+        encoding = ImageEncoding(max_side=64, format="webp", quality=90)
+        pack([record], tmp_path / "set", encoding=encoding)
+        [row] = _stored(tmp_path / "set", "text_and_image_to_image")
+        stored = Pillow.open(io.BytesIO(row["output_image"]["bytes"]))
+        assert (stored.format, stored.size) == ("WEBP", (64, 32))
+        assert row["output_image"]["path"] == "picture.webp"
+        assert row["output_image_resolution"] == [64, 32]
+        assert row["input_image_resolution"] == [16, 16]  # never enlarged
+        assert row["output_sha256"] == hashlib.sha256(row["output_image"]["bytes"]).hexdigest()
+        assert row["id"] == record.id
+
+    def test_the_same_input_gives_the_same_files(self, tmp_path: Path, records: list[Record]) -> None:
+        encoding = ImageEncoding(max_side=8, format="webp", quality=80)
+        pack(records, tmp_path / "one" / "set", encoding=encoding)
+        pack(records, tmp_path / "two" / "set", encoding=encoding)
+        assert _tree(tmp_path / "one") == _tree(tmp_path / "two")
+
+    def test_jpeg_has_no_transparency_and_turned_photographs_stand_upright(self) -> None:
+        clear = Pillow.new("RGBA", (4, 2), (255, 0, 0, 0))
+        buffer = io.BytesIO()
+        exif = Pillow.Exif()
+        exif[0x0112] = 6  # turned by a quarter
+        clear.save(buffer, "PNG", exif=exif)
+        record = make_record(0).model_copy(update={"output_image": _file(buffer.getvalue())})
+        light = lighten(record, ImageEncoding(None, "jpeg", 95))
+        assert light.output_image_resolution == [2, 4]
+        assert Pillow.open(io.BytesIO(light.output_image.bytes)).getpixel((0, 0)) == (255, 255, 255)
+
+    @pytest.mark.parametrize(
+        ("options", "sentence"),
+        [((None, "gif", None), "--format gif is not known"), ((64, None, 90), "name one of them"),
+         ((64, "png", 90), "name one of them")],
+    )  # fmt: skip
+    def test_options_that_do_not_fit_are_refused(self, options: tuple, sentence: str) -> None:
+        with pytest.raises(UserError, match=sentence):
+            check_encoding(*options)
+        assert check_encoding(None, None, None) is None
+
+    def test_a_packed_set_can_be_made_light(self, tmp_path: Path, records: list[Record]) -> None:
+        pack(records, tmp_path / "set", splits={"test": 0.4})
+        packer.pack(PackedSet(tmp_path / "set"), tmp_path / "light", encoding=ImageEncoding(8, "webp", 90))
+        full, light = (load_dataset(str(tmp_path / name), "text_to_image") for name in ("set", "light"))
+        assert {name: rows["id"][:] for name, rows in full.items()} == {
+            name: rows["id"][:] for name, rows in light.items()
+        }
+        assert light["train"][0]["output_image"].size == (8, 8)
+
+
+class TestPackedSet:
+    def test_it_gives_the_records_that_were_packed(self, tmp_path: Path, records: list[Record]) -> None:
+        pack(records, tmp_path / "set", row_group_bytes=5_000)
+        packed = PackedSet(tmp_path / "set")
+        assert [packed.load(plan) for plan in packed.plan()] == in_order(records)
+
+    def test_packing_it_again_gives_the_same_shards(self, tmp_path: Path, records: list[Record]) -> None:
+        pack(records, tmp_path / "one" / "set")
+        packer.pack(PackedSet(tmp_path / "one" / "set"), tmp_path / "two" / "set")
+        shards = [{k: v for k, v in _tree(tmp_path / n).items() if "train-" in k} for n in ("one", "two")]
+        assert shards[0] == shards[1]
+
+    def test_a_folder_without_card_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="is no data set"):
+            PackedSet(tmp_path)
+
+
+SHARDS_OF_TWO = {"shard_bytes": 8_000, "row_group_bytes": 2_900}
+
+
+def in_order(records: Iterable[Record]) -> list[Record]:
+    """Text-to-image rows first."""
+    return sorted(records, key=lambda record: record.task == "text_and_image_to_image")
+
+
+@contextmanager
+def _stopped_pack(folder: Path, row: int) -> Iterator[None]:
+    """A process that packs 12 records and stands still at one of them; killed at the end of the block."""
+    script = textwrap.dedent("""
+        import sys, time
+        from pathlib import Path
+        from picture_records import ListSource, make_record
+        from sharegpt4o_image.builders.packer import pack
+
+        class Source(ListSource):
+            def load(self, plan):
+                if plan.locator == (int(sys.argv[2]),):
+                    print("packing", flush=True)
+                    time.sleep(60)
+                return super().load(plan)
+
+        source = Source(make_record(index) for index in range(12))
+        pack(source, Path(sys.argv[1]), shard_bytes=8_000, row_group_bytes=2_900)
+    """)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", script, str(folder), str(row)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"packing\n"
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGKILL)
 
 
 class TestSummary:
@@ -282,10 +553,46 @@ def test_the_bare_name_loads_in_a_process_without_this_package(tmp_path: Path, r
     assert result.returncode == 0, result.stderr
 
 
-def _failing(records: list[Record]) -> Iterator[Record]:
-    yield from records
-    raise RuntimeError("the disk is gone")
+class FailingSource(ListSource):
+    """The last row cannot be read, for a reason that is not its own fault."""
+
+    def load(self, plan: RowPlan) -> Record:
+        if plan.locator == (len(self._records) - 1,):
+            raise RuntimeError("the disk is gone")
+        return super().load(plan)
 
 
 def _file(data: bytes) -> ImageFile:
     return ImageFile(bytes=data, path="picture.png")
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_records(tmp_path: Path) -> None:
+    script = textwrap.dedent("""
+        import resource, sys
+        from pathlib import Path
+        from picture_records import ListSource, make_record
+        from sharegpt4o_image.builders.packer import pack
+        from sharegpt4o_image.builders.row_source import RowPlan
+        from sharegpt4o_image.schema import TASKS, content_id
+
+        class Source(ListSource):
+            def plan(self):
+                for index in range(int(sys.argv[2])):
+                    yield RowPlan(content_id(index=index), TASKS[index % 2], "", 3_000, "", (index,))
+
+            def load(self, plan):
+                return make_record(plan.locator[0])
+
+        summary = pack(Source([]), Path(sys.argv[1]))
+        assert sum(config.num_rows for config in summary.configs.values()) == int(sys.argv[2])
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    """)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    peaks = []
+    for count in (2_000, 20_000):
+        command = [sys.executable, "-c", script, str(tmp_path / str(count)), str(count)]
+        result = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        peaks.append(int(result.stdout))
+    assert peaks[1] < 1_000
+    assert peaks[1] < peaks[0] + 150  # what the list of rows takes

@@ -10,8 +10,9 @@ from datasets import load_dataset
 from PIL import Image
 
 from sharegpt4o_image.builders.packer import pack
+from sharegpt4o_image.builders.run_source import RunSource
 from sharegpt4o_image.errors import UserError
-from sharegpt4o_image.schema import Record, RejectedRecord
+from sharegpt4o_image.schema import Record
 from sharegpt4o_image.synthesis.config import Gates, Judge, PhotoSet, SynthesisConfig
 from sharegpt4o_image.synthesis.records import iter_records, iter_rejected_records
 from sharegpt4o_image.synthesis.run import synthesize
@@ -210,7 +211,7 @@ def test_refused_pictures_can_be_published_as_negatives(tmp_path: Path) -> None:
     assert (status.records, len(rejections)) == (NUM_PHOTOS, 1)
     for record in rejections:
         assert "looks the same" in record.reject_reason
-    pack(iter_rejected_records(tmp_path / "run"), tmp_path / "negatives", row=RejectedRecord)
+    pack(RunSource(tmp_path / "run", is_rejected=True), tmp_path / "negatives")
     rows = load_dataset(str(tmp_path / "negatives"), "text_to_image", split="train")
     assert rows["reject_reason"][:] == [record.reject_reason for record in rejections]
     assert "Every row here is a negative" in (tmp_path / "negatives" / "README.md").read_text(encoding="utf-8")
