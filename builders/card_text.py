@@ -37,6 +37,15 @@ def count_table(label: str, counter: Mapping[str, int], num_rows: int | None = N
     return table((label, noun), rows)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "row"), counted(1_000, "row")
+    ('1 row', '1,000 rows')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def code(text: str) -> str:
     """Text as a code span.
 

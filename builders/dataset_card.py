@@ -20,6 +20,7 @@ from sharegpt4o_image.builders.card_metadata import UPSTREAM, features_of, rende
 from sharegpt4o_image.builders.card_text import (
     code,
     count_table,
+    counted,
     dollars,
     join_words,
     literal,
@@ -191,7 +192,7 @@ def _loading(facts: CardFacts) -> str:
     title = literal(facts.title)
     lines = ["from datasets import load_dataset", ""]
     lines += [
-        f'rows = load_dataset({title}, "{config}", split="{split}")  # {counts.num_rows:,} rows'
+        f'rows = load_dataset({title}, "{config}", split="{split}")  # {counted(counts.num_rows, "row")}'
         for config, splits in facts.splits.items()
         for split, counts in splits.items()
     ]
@@ -205,6 +206,7 @@ def _loading(facts: CardFacts) -> str:
         "labels = load_dataset(  # no picture is read",
         f'    {title}, "{config}", split="{split}", streaming=True,',
         f'    columns=["id", "{column}"], filters=[("{column}", "==", {literal(value)})],',
+        '    storage_options={"hf": {"block_size": 1}},  # on the Hub, else 5 MiB are read ahead after each column',
         ")",
     ]
     code_block = "\n".join(lines)
@@ -249,7 +251,8 @@ def _kept_out(facts: CardFacts) -> str:
         parts.append(count_table("Why a picture is a negative", facts.negatives.values.get("reject_reason", {})))
     if not facts.rejections:
         return "\n\n".join([*parts, "Packing kept no row out."])
-    kept_out = f"Packing kept out {facts.rejections.total():,} rows. `rejections.parquet` lists each with its reason."
+    number = counted(facts.rejections.total(), "row")
+    kept_out = f"Packing kept out {number}. `rejections.parquet` lists each with its reason."
     return "\n\n".join([*parts, kept_out, count_table("Reason", facts.rejections)])
 
 
@@ -327,7 +330,7 @@ def _cost_and_dates(facts: CardFacts) -> str:
     if rows.num_costs:
         each = rows.cost_usd / rows.num_costs
         sentences.append(
-            f"Recorded cost: {dollars(rows.cost_usd)} US dollars over {rows.num_costs:,} rows, {dollars(each)} a row."
+            f"Recorded cost: {dollars(rows.cost_usd)} US dollars over {counted(rows.num_costs, 'row')}, {dollars(each)} a row."
         )
     if facts.source.spent_usd is not None:
         sentences.append(
@@ -364,7 +367,7 @@ def _columns_coverage(rows: RowCounts, titles: Mapping[str, str]) -> Iterator[st
 
 def _one_column(heading: str, name: str, counter: Counter[str], rows: RowCounts) -> str:
     is_list = name.endswith("objects")
-    extent = "occurrences" if is_list else f"of {rows.num_rows:,} rows"
+    extent = "occurrences" if is_list else f"of {counted(rows.num_rows, 'row')}"
     different = f"{len(counter):,} different value{'s' if len(counter) > 1 else ''} in {counter.total():,} {extent}."
     parts = [f"### {heading}", different]
     if len(counter) <= MAX_TABLE:

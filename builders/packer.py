@@ -28,6 +28,7 @@ from typing import Any
 from datasets import Features, Value
 
 from sharegpt4o_image.builders.card_counts import CardFacts, RowCounts, SplitCounts
+from sharegpt4o_image.builders.card_text import counted
 from sharegpt4o_image.builders.coverage_plots import write_plots
 from sharegpt4o_image.builders.croissant import write_croissant
 from sharegpt4o_image.builders.dataset_card import MARKER, render_card
@@ -70,20 +71,16 @@ class PackSummary:
     def to_text(self) -> str:
         """The summary for people, ending with the line of Python that loads the data set."""
         lines = [
-            f"{name}{'' if list(splits) == ['train'] else f' ({split})'}: {_count(counts.num_rows, 'row')} in "
-            f"{_count(counts.num_shards, 'file')}, {counts.file_bytes / 1e6:,.2f} MB"
+            f"{name}{'' if list(splits) == ['train'] else f' ({split})'}: {counted(counts.num_rows, 'row')} in "
+            f"{counted(counts.num_shards, 'file')}, {counts.file_bytes / 1e6:,.2f} MB"
             for name, splits in self.splits.items()
             for split, counts in splits.items()
         ]
         if self.rejections:
-            lines.append(f"{_count(self.rejections.total(), 'row')} kept out, see {self.out_dir / REJECTIONS}")
+            lines.append(f"{counted(self.rejections.total(), 'row')} kept out, see {self.out_dir / REJECTIONS}")
         config, splits = next(iter(self.splits.items()))
         lines.append(f'load_dataset("{self.out_dir}", "{config}", split="{next(iter(splits))}")')
         return "\n".join(lines)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _total(counts: Iterable[SplitCounts]) -> SplitCounts:

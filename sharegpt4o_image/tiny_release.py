@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 
+from sharegpt4o_image.builders.model_card import ModelCardFacts, Score, Sweep, Training, render_model_card
 from sharegpt4o_image.checkpoints import ASSETS_DIR, TINY_JANUS_4O, TINY_JANUS_PRO, load_checkpoint
 from sharegpt4o_image.demo_report import loss_curve
-from sharegpt4o_image.evaluation.scene_benchmark import PromptItem, edit_items, prompt_items
+from sharegpt4o_image.evaluation.scene_benchmark import EDIT_KINDS, PromptItem, edit_items, prompt_items
 from sharegpt4o_image.evaluation.scene_runner import Item, draw_and_judge
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
 
@@ -133,60 +134,67 @@ def _as_float32(config: dict[str, object]) -> dict[str, object]:
 
 def _readme(name: str, log: dict[str, Any]) -> str:
     """The checkpoint's README, from its log alone."""
-    rows = "\n".join(
-        f"| {kind} | {s['score']:.3f} | {s['low']:.3f} to {s['high']:.3f} | {s['images']:.0f} |"
-        for kind, s in log["scores"].items()
+    can_edit = name == TINY_JANUS_4O
+    curves = [("guidance_scale", what, curve) for what, curve in log["guidance_curves"].items()]
+    curves += [("edit_freedom", "edits", log["freedom_curve"])] if log["freedom_curve"] else []
+    return render_model_card(
+        ModelCardFacts(
+            name=name,
+            summary=f"A tiny Janus that {'draws and edits' if can_edit else 'draws; it never saw an edit'}. "
+            "Trained from nothing on scenes of the offline teacher.",
+            path=f"sharegpt4o_image/assets/{name}",
+            license="apache-2.0",
+            can_edit=can_edit,
+            sampling={option: log[option] for option in ("guidance_scale", "edit_freedom")},
+            training=_training(log),
+            scores=tuple(
+                Score(kind, score["score"], (score["low"], score["high"]), int(score["images"]), _command(name, kind))
+                for kind, score in log["scores"].items()
+            ),
+            scores_note=_SCORES_NOTE,
+            sweeps=tuple(
+                Sweep(option, f"share right, other {what}", _points(curve)) for option, what, curve in curves
+            ),
+            limits=("It knows the shapes, colours and backgrounds of the offline teacher, and no other word.",),
+        )
     )
-    guidance = "\n".join(
-        _curve_table("guidance_scale", curve, items) for items, curve in log["guidance_curves"].items()
+
+
+_SCORES_NOTE = (
+    'Held-out prompts and edits: every word was seen in training, the combination never (for "unseen pair": not even '
+    "shape and colour together). A picture is right when the scene detector reads from its pixels exactly the objects "
+    "asked for, on the background asked for. Drawn at temperature 1 with the checkpoint's own defaults."
+)
+
+
+def _sweep(option: str, what: str, curve: Curve) -> Sweep:
+    return Sweep(option, f"share right, other {what}", tuple((value, share) for value, share in curve))
+
+
+def _command(name: str, kind: str) -> str:
+    benchmark = "scene-edits" if kind in EDIT_KINDS else "scenes"
+    return f"sharegpt4o-image evaluate {benchmark} -m {name} --limit {_REPORT_ITEMS}"
+
+
+def _training(log: dict[str, Any]) -> Training:
+    return Training(
+        commands=(
+            "python -m sharegpt4o_image.training.tiny_checkpoints --work-dir runs/tiny",
+            "python -m sharegpt4o_image.tiny_release --work-dir runs/tiny",
+        ),
+        recipe=log["recipe"],
+        num_steps=log["curve"][-1]["step"],
+        final_loss=[entry["loss"] for entry in log["curve"] if "loss" in entry][-1],
+        hardware="2 cores",
+        minutes=log["minutes"],
+        loss_plot="loss_curve.svg",
+        notes=(
+            "Both commands together: make tiny-checkpoints.",
+            f"The image tokenizer before it took {log['image_tokenizer']['minutes']} minutes, its decoder "
+            f"{log['decoder']['minutes']}.",
+            "training_log.json holds the whole loss curve.",
+        ),
     )
-    minutes = (
-        f"This stage took {log['minutes']} minutes on 2 cores, the image tokenizer before it "
-        f"{log['image_tokenizer']['minutes']} and its decoder {log['decoder']['minutes']}."
-    )
-    sampling = (
-        f"Drawn at temperature 1 with the checkpoint's own defaults: `guidance_scale` {log['guidance_scale']:g}, "
-        f"`edit_freedom` {log['edit_freedom']:g}."
-    )
-    what = "draws and edits" if name == TINY_JANUS_4O else "draws; it never saw an edit"
-    return f"""# {name}
-
-A tiny Janus that {what}. Trained from nothing on scenes of the offline teacher, by
-
-    python -m sharegpt4o_image.training.tiny_checkpoints --work-dir runs/tiny
-    python -m sharegpt4o_image.tiny_release --work-dir runs/tiny
-
-(`make tiny-checkpoints` runs both), seed {log["recipe"]["seed"]}. {minutes}
-`training_log.json` holds the recipe and the whole loss curve.
-
-## Scores
-
-Held-out prompts and edits: every word was seen in training, the combination never (for "unseen pair": not even shape
-and colour together). A picture is right when the scene detector reads from its pixels exactly the objects asked for,
-on the background asked for. {sampling}
-
-| kind | share right | 95 % interval | pictures |
-|---|---|---|---|
-{rows}
-
-## Guidance
-
-{guidance}
-{_curve_table("edit_freedom", log["freedom_curve"], "edits")}
-## Loss
-
-![training loss](loss_curve.svg)
-"""
-
-
-def _curve_table(name: str, curve: Curve, what: str) -> str:
-    """A row of values tried, and the shares they gave."""
-    if not curve:
-        return ""
-    values = " | ".join(f"{value:g}" for value, _ in curve)
-    shares = " | ".join(f"{share:.3f}" for _, share in curve)
-    line = "|---" * (len(curve) + 1) + "|"
-    return f"On other {what}:\n\n| `{name}` | {values} |\n{line}\n| share right | {shares} |\n"
 
 
 if __name__ == "__main__":
