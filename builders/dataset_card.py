@@ -330,7 +330,8 @@ def _cost_and_dates(facts: CardFacts) -> str:
     if rows.num_costs:
         each = rows.cost_usd / rows.num_costs
         sentences.append(
-            f"Recorded cost: {dollars(rows.cost_usd)} US dollars over {counted(rows.num_costs, 'row')}, {dollars(each)} a row."
+            f"Recorded cost: {dollars(rows.cost_usd)} US dollars over {counted(rows.num_costs, 'row')}, "
+            f"{dollars(each)} a row."
         )
     if facts.source.spent_usd is not None:
         sentences.append(

@@ -152,9 +152,7 @@ def _readme(name: str, log: dict[str, Any]) -> str:
                 for kind, score in log["scores"].items()
             ),
             scores_note=_SCORES_NOTE,
-            sweeps=tuple(
-                Sweep(option, f"share right, other {what}", _points(curve)) for option, what, curve in curves
-            ),
+            sweeps=tuple(_sweep(option, what, curve) for option, what, curve in curves),
             limits=("It knows the shapes, colours and backgrounds of the offline teacher, and no other word.",),
         )
     )
@@ -184,7 +182,7 @@ def _training(log: dict[str, Any]) -> Training:
         ),
         recipe=log["recipe"],
         num_steps=log["curve"][-1]["step"],
-        final_loss=[entry["loss"] for entry in log["curve"] if "loss" in entry][-1],
+        final_loss=round([entry["loss"] for entry in log["curve"] if "loss" in entry][-1], 4),
         hardware="2 cores",
         minutes=log["minutes"],
         loss_plot="loss_curve.svg",

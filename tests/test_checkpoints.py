@@ -12,6 +12,7 @@ from sharegpt4o_image.checkpoints import ASSETS_DIR, TINY_JANUS_4O, TINY_JANUS_P
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.evaluation.scene_benchmark import edit_items, prompt_items
 from sharegpt4o_image.evaluation.scene_runner import draw_and_judge
+from sharegpt4o_image.tiny_release import _readme
 
 NAMES = (TINY_JANUS_PRO, TINY_JANUS_4O)
 MAX_BYTES = 8_000_000
@@ -84,6 +85,7 @@ def test_the_logged_scores_are_drawn_again(name):
 def test_its_readme_tells_the_scores_of_its_log(name):
     log = json.loads((ASSETS_DIR / name / "training_log.json").read_text(encoding="utf-8"))
     readme = (ASSETS_DIR / name / "README.md").read_text(encoding="utf-8")
+    assert readme == _readme(name, log)
     assert len(log["scores"]) == 6
     for kind, score in log["scores"].items():
         assert f"| {kind} | {score['score']:.3f} |" in readme
