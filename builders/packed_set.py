@@ -86,14 +86,19 @@ class PackedSet:
 
     def facts(self) -> SourceFacts:
         """What the source said that it was packed from, or its name."""
-        try:
-            return SourceFacts.from_json((self._folder / SOURCE_FACTS).read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError, KeyError):
-            return SourceFacts(kind="data_set", name=self._folder.resolve().name)
+        return read_facts(self._folder)
 
     def close(self) -> None:
         """Let go of the row groups in memory."""
         self._groups = {}
+
+
+def read_facts(folder: Path) -> SourceFacts:
+    """What the source said that a set was packed from; where that is not there, the name of the set."""
+    try:
+        return SourceFacts.from_json((folder / SOURCE_FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, KeyError):
+        return SourceFacts(kind="data_set", name=folder.resolve().name)
 
 
 def is_packed_set(folder: Path) -> bool:

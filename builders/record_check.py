@@ -2,12 +2,11 @@
 """Record -> what is wrong with it, in words, or nothing: the last gate before a row is published."""
 
 import hashlib
-import io
-import warnings
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ImageOps, UnidentifiedImageError
 
 from sharegpt4o_image.schema import ImageFile, Record
+from sharegpt4o_image.synthesis.pictures import UnreadablePicture, open_picture
 
 
 def find_fault(record: Record) -> str | None:
@@ -34,20 +33,12 @@ def find_fault(record: Record) -> str | None:
 
 def _image_fault(column: str, image: ImageFile, recorded: list[int] | None) -> str | None:
     try:
-        width, height = _decode(image.bytes)
-    except UnidentifiedImageError:
-        return f"{column} is unreadable: not a picture"
-    except Exception as error:  # Pillow's decoders let anything through on broken data: struct.error, KeyError, ...
+        width, height = ImageOps.exif_transpose(open_picture(image.bytes)).size  # upright, as `datasets` shows it
+    except UnreadablePicture as error:
+        is_other = isinstance(error.__cause__, UnidentifiedImageError)
+        return f"{column} is unreadable: {'not a picture' if is_other else error}"
+    except Exception as error:  # Pillow's reader of EXIF lets anything through on broken data
         return f"{column} is unreadable: {error}"
     if recorded is not None and recorded != [width, height]:
         return f"{column} is {width}x{height}, recorded as {'x'.join(map(str, recorded))}"
     return None
-
-
-def _decode(data: bytes) -> tuple[int, int]:
-    """Decode every pixel, which is what finds a cut-off file, and return width and height."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.load()
-            return ImageOps.exif_transpose(picture).size  # upright, as `datasets` shows it

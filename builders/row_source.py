@@ -74,6 +74,7 @@ class SourceFacts:
         rejections (`dict`): of a run, reason -> samples that became no record.
         spent_usd (`float`, *optional*): what all answers of a run cost, those of rejected samples included.
         agreement (`dict`): of rows that were labelled, column -> `[rows that agree, rows compared]`.
+        taxonomy (`str`, *optional*): of a run, the name of what its topics were drawn from.
         encoding (`ImageEncoding`, *optional*): of a set whose pictures were made smaller.
         notes (`tuple`): sentences on what is wrong with it as a whole, such as a truncated tar part.
     """
@@ -84,6 +85,7 @@ class SourceFacts:
     rejections: dict[str, int] = field(default_factory=dict)
     spent_usd: float | None = None
     agreement: dict[str, list[int]] = field(default_factory=dict)
+    taxonomy: str | None = None
     encoding: ImageEncoding | None = None
     notes: tuple[str, ...] = ()
 

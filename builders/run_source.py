@@ -9,6 +9,7 @@ from sharegpt4o_image.schema import TASKS, GeneratedImage, Record, RejectedRecor
 from sharegpt4o_image.synthesis.blobs import MissingBlob
 from sharegpt4o_image.synthesis.journal import Item, Journal
 from sharegpt4o_image.synthesis.records import record_of
+from sharegpt4o_image.synthesis.status import TAXONOMY_FACT
 
 
 class RunSource:
@@ -52,6 +53,7 @@ class RunSource:
             attempts=dict(self._journal.count_attempts()),
             rejections=dict(self._journal.count_rejections()),
             spent_usd=self._journal.spent_usd(),
+            taxonomy=self._journal.read_fact(TAXONOMY_FACT),
         )
 
     def close(self) -> None:

@@ -13,7 +13,6 @@ import itertools
 import json
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from threading import Event
 from typing import Any
 
 from huggingface_hub import HfApi, RepoFile, constants, hf_hub_download
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ImageOps, UnidentifiedImageError
 
 from sharegpt4o_image.builders.byte_ranges import ByteRanges, HubFile, LocalFile, hub_errors
 from sharegpt4o_image.builders.json_rows import Element, ElementFault, iter_elements, parse_element
@@ -381,9 +380,7 @@ def _read_place(column: str, place: _Place) -> bytes:
 def _look_at(column: str, data: bytes) -> tuple[list[int], str]:
     """Width and height of a picture, upright, as `datasets` shows it, and its published hash."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = open_picture(data)
+        image = open_picture(data)
         return [*ImageOps.exif_transpose(image).size], difference_hash(image)
     except Exception as error:  # Pillow's readers of pixels and EXIF raise whatever comes
         is_other = isinstance(error.__cause__, UnidentifiedImageError)

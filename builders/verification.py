@@ -19,9 +19,9 @@ from typing import Any
 import pyarrow.parquet as pq
 from PIL import Image
 
+from sharegpt4o_image.builders.packed_set import read_facts
 from sharegpt4o_image.builders.verification_files import (
     PARQUET_ERRORS,
-    Card,
     Shard,
     check_counts,
     check_croissant,
@@ -34,7 +34,7 @@ from sharegpt4o_image.builders.verification_files import (
 from sharegpt4o_image.builders.verification_report import Check, VerificationReport
 from sharegpt4o_image.builders.verification_rows import Look, RowChecks, SeenRow, Vocabulary, look_at
 from sharegpt4o_image.errors import UserError
-from sharegpt4o_image.synthesis.taxonomy import load_taxonomy
+from sharegpt4o_image.synthesis.taxonomy import EMBEDDED, load_taxonomy
 
 NUM_THREADS = 8  # rows whose pictures are decoded at once; our choice
 BATCH_ROWS = 16  # rows with pictures that are taken from a file at once, and so held in memory; our choice
@@ -65,7 +65,7 @@ def verify_dataset(
     *,
     sample: int | None = None,
     seed: int = 0,
-    taxonomy: str = "paper",
+    taxonomy: str | None = None,
     on_progress: OnProgress | None = None,
 ) -> VerificationReport:
     """Check a packed folder against its own claims.
@@ -80,15 +80,16 @@ def verify_dataset(
             with one another by their recorded sha256.
         seed (`int`, *optional*, defaults to 0):
             Of the sample.
-        taxonomy (`str`, *optional*, defaults to `"paper"`):
-            A taxonomy of the package, or the path of a YAML file.
+        taxonomy (`str`, *optional*):
+            A taxonomy of the package, or the path of a YAML file; by default the one that the set was made with, or
+            `paper` where that is not known.
         on_progress (callable, *optional*):
             Called with the number of rows read, and of all.
     """
-    vocabulary = Vocabulary(load_taxonomy(taxonomy))
     if not dataset.is_dir():
         raise UserError(f"there is no folder {dataset}; give one that `pack` wrote, or download the data set first")
     checks = {name: Check(name, demand) for name, demand in _DEMANDS.items()}
+    vocabulary = _find_vocabulary(dataset, taxonomy, checks["categories"])
     card = read_card(dataset, checks["card"])
     files = find_files(dataset, card, checks["files"])
     if not files:
@@ -96,12 +97,29 @@ def verify_dataset(
     shards = read_footers(files, checks["schema"])
     check_features(card, shards, checks["card"])
     check_counts(card, files, shards, checks["counts"])
+    if card.is_light:
+        checks["checksums"].note = "perceptual hashes are not compared: those of a light variant are the originals'"
     report = VerificationReport(str(dataset), sum(shard.num_rows for shard in shards), 0, 0, list(checks.values()))
     drawn = None if sample is None else _draw(report.num_rows, sample, seed)
-    _check_rows(dataset, report, shards, RowChecks(shards, checks, vocabulary, _has_own_phash(card, checks)), drawn,
-                checks, on_progress)  # fmt: skip
+    row_checks = RowChecks(shards, checks, vocabulary, has_own_phash=not card.is_light)
+    for row in _iter_seen(shards, drawn, checks["schema"]):
+        row_checks.see(row)
+        report.num_rows_read += 1
+        report.num_rows_decoded += row.looks is not None
+        if on_progress is not None:
+            on_progress(report.num_rows_read, report.num_rows)
+    row_checks.finish(iter_rejected_ids(dataset, checks["rejections"]))
     check_croissant(dataset, files, checks["croissant"], reads_files=sample is None)
     return report
+
+
+def _find_vocabulary(dataset: Path, taxonomy: str | None, check: Check) -> Vocabulary | None:
+    """The words that categories are checked against; none where the set was made with a taxonomy of its own."""
+    name = taxonomy or read_facts(dataset).taxonomy or "paper"
+    if taxonomy is None and name not in EMBEDDED:
+        check.note = "the set was made with a taxonomy of its own; give its file by --taxonomy"
+        return None
+    return Vocabulary(load_taxonomy(name))
 
 
 def _draw(num_rows: int, sample: int, seed: int) -> list[int]:
@@ -109,50 +127,23 @@ def _draw(num_rows: int, sample: int, seed: int) -> list[int]:
     return sorted(random.Random(seed).sample(range(num_rows), min(sample, num_rows)))
 
 
-def _has_own_phash(card: Card, checks: dict[str, Check]) -> bool:
-    if card.is_light:
-        checks["checksums"].note = "perceptual hashes are not compared: those of a light variant are the originals'"
-        return False
-    return True
-
-
-def _check_rows(
-    dataset: Path,
-    report: VerificationReport,
-    shards: list[Shard],
-    row_checks: RowChecks,
-    drawn: Sequence[int] | None,
-    checks: dict[str, Check],
-    on_progress: OnProgress | None,
-) -> None:
-    with warnings.catch_warnings(), ThreadPoolExecutor(NUM_THREADS) as pool:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        warnings.simplefilter("ignore", UserWarning)  # Pillow's, on odd but readable pictures
-        for row in _iter_seen(shards, drawn, checks["schema"], pool):
-            row_checks.see(row)
-            report.num_rows_read += 1
-            report.num_rows_decoded += row.looks is not None
-            if on_progress is not None:
-                on_progress(report.num_rows_read, report.num_rows)
-    row_checks.finish(iter_rejected_ids(dataset, checks["rejections"]))
-
-
-def _iter_seen(
-    shards: list[Shard], drawn: Sequence[int] | None, check: Check, pool: ThreadPoolExecutor
-) -> Iterator[SeenRow]:
+def _iter_seen(shards: list[Shard], drawn: Sequence[int] | None, check: Check) -> Iterator[SeenRow]:
     """Rows in order; while one is checked, the pictures of the next ones are decoded."""
     pending: deque[tuple[int, int, dict[str, Any], Future[list[Look]] | None]] = deque()
     first = 0
-    for index, shard in enumerate(shards):
-        wanted = None if drawn is None else _slice(drawn, first, shard.num_rows)
-        first += shard.num_rows
-        for number, values in _iter_values(shard, wanted, check):
-            has_pictures = wanted is None or _slice(wanted, number, 1) != []
-            pending.append((index, number, values, pool.submit(_look_at_row, values) if has_pictures else None))
-            if len(pending) == NUM_THREADS:
-                yield _settle(*pending.popleft())
-    while pending:
-        yield _settle(*pending.popleft())
+    with warnings.catch_warnings(), ThreadPoolExecutor(NUM_THREADS) as pool:
+        warnings.simplefilter("ignore", UserWarning)  # Pillow's, on odd but readable pictures
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for index, shard in enumerate(shards):
+            wanted = None if drawn is None else _slice(drawn, first, shard.num_rows)
+            first += shard.num_rows
+            for number, values in _iter_values(shard, wanted, check):
+                has_pictures = wanted is None or _slice(wanted, number, 1) != []
+                pending.append((index, number, values, pool.submit(_look_at_row, values) if has_pictures else None))
+                if len(pending) == NUM_THREADS:
+                    yield _settle(*pending.popleft())
+        while pending:
+            yield _settle(*pending.popleft())
 
 
 def _slice(numbers: Sequence[int], first: int, count: int) -> list[int]:

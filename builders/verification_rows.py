@@ -92,11 +92,13 @@ class RowChecks:
     Args:
         shards (`list`): the files; rows come in their order.
         checks (`dict`): name -> check, for the names of `ROW_CHECKS`.
-        vocabulary ([`Vocabulary`]): the words of the taxonomy.
+        vocabulary ([`Vocabulary`], *optional*): the words of the taxonomy, if it is known.
         has_own_phash (`bool`): whether `output_phash` is that of the stored picture, not of a larger original.
     """
 
-    def __init__(self, shards: list[Shard], checks: dict[str, Check], vocabulary: Vocabulary, has_own_phash: bool):
+    def __init__(
+        self, shards: list[Shard], checks: dict[str, Check], vocabulary: Vocabulary | None, has_own_phash: bool
+    ):
         self._shards = shards
         self._checks = checks
         self._vocabulary = vocabulary
@@ -174,6 +176,8 @@ class RowChecks:
 
     def _check_categories(self, values: dict[str, Any], where: str) -> None:
         check = self._checks["categories"]
+        if self._vocabulary is None:
+            return
         check.num_checked += 1
         for fault in self._vocabulary.iter_faults(values):
             check.fail(f"{where}: {fault}", kind=fault)

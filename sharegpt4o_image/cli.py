@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sharegpt4o_image import cli_datasets
 from sharegpt4o_image.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,9 +30,7 @@ app = typer.Typer(
 
 PAPER_TOPICS, PAPER_EDITS = 45_717, 46_539  # rows of the released data set
 
-_EXTRA_OF = {"trl": "train", "accelerate": "train", "peft": "train", "matplotlib": "evaluate"}
-
-EXIT_INTERRUPTED = 130  # what shells report for Ctrl-C
+_EXTRA_OF = {"trl": "train", "accelerate": "train", "peft": "train", "mlcroissant": "publish"}
 
 
 def main() -> None:
@@ -103,7 +102,7 @@ def synthesize(
         )
     print(summary.to_json() if as_json else summary.to_text())
     if summary.is_interrupted:
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(cli_datasets.EXIT_INTERRUPTED)
 
 
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file; without it, the offline run.")]
@@ -220,35 +219,9 @@ def taxonomy_report(
 # --------------------------------------------------------------------------- data sets
 
 
-@app.command()
-def pack(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory that `synthesize` wrote.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Data set folder to write.")] = Path(
-        "sharegpt4o-image"
-    ),
-    rejected: Annotated[
-        bool, typer.Option("--rejected", help="Pack the pictures that quality gates refused, with the reasons.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> None:
-    """Write the finished records of RUN as Parquet files that `load_dataset` reads.
-
-    Running it again replaces the folder; a folder that holds anything else is refused.
-    """
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    from sharegpt4o_image.builders.packer import pack as pack_records
-    from sharegpt4o_image.schema import Record, RejectedRecord
-    from sharegpt4o_image.synthesis.records import iter_records, iter_rejected_records
-
-    row = RejectedRecord if rejected else Record
-    rows = iter_rejected_records(run_dir) if rejected else iter_records(run_dir)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        records = progress.track(rows, total=None, description="Packing records")
-        summary = pack_records(records, output, row=row)
-    print(summary.to_json() if as_json else summary.to_text())
+for verb in (cli_datasets.pack, cli_datasets.verify, cli_datasets.enrich, cli_datasets.export, cli_datasets.gallery):
+    app.command()(verb)
+app.add_typer(cli_datasets.publish_app, name="publish")
 
 
 # --------------------------------------------------------------------------- model

@@ -17,6 +17,7 @@ from sharegpt4o_image.schema import TASKS
 from sharegpt4o_image.synthesis.journal import PIPELINES, Journal, is_held
 
 PLAN_FACT = "plan"  # the name under which the journal remembers how many samples each pipeline is to make
+TAXONOMY_FACT = "taxonomy"  # the name of what its topics are drawn from
 STARTED_FACT = "started_at"  # when the last invocation began
 
 _RATE_WINDOW = timedelta(minutes=5)  # what a rate is measured over, while the run goes on
