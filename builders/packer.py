@@ -134,7 +134,7 @@ def pack(
     target = out_dir.resolve()
     options = PackOptions(splits or {}, includes_negatives, encoding, shard_bytes, row_group_bytes)
     with closing(source):
-        _refuse_foreign(target)
+        refuse_foreign(target)
         plan = make_plan(source.plan(), options)
         with staged_folder(target, keeps_unfinished=True) as folder:
             facts = _write_set(source, plan, options, folder, target.name, on_progress)
@@ -259,7 +259,7 @@ def _nothing_to_pack(rejections: Counter[str]) -> str:
     )
 
 
-def _refuse_foreign(out_dir: Path) -> None:
+def refuse_foreign(out_dir: Path) -> None:
     """Only an absent folder, an empty one, or one that `pack` wrote and nobody added to may be replaced."""
     elsewhere = "choose another folder with --output"
     if not out_dir.exists():

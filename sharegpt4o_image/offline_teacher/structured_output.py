@@ -79,14 +79,21 @@ class _Filler:
     def _fill_kind(self, part: dict[str, Any], level: int) -> Any:
         kind = _kind(part)
         if kind == "object" or "properties" in part:
-            fields = self._written.fields
             return {
-                name: fields[name] if name in fields else self.fill(inner, level + 1)
+                name: self._fill_field(name, inner, level)
                 for name, inner in _checked(part, "properties", dict).items()
             }
         if kind == "array":
             return [self.fill(part.get("items", {}), level + 1)]
         return _SIMPLE_VALUES.get(kind, self._written.text)
+
+    def _fill_field(self, name: str, part: Any, level: int) -> Any:
+        """What was written for a field, unless it is none of the values that the schema lists."""
+        fields = self._written.fields
+        choices = part.get("enum") if isinstance(part, dict) else None
+        if name not in fields or (isinstance(choices, list) and choices and fields[name] not in choices):
+            return self.fill(part, level + 1)
+        return fields[name]
 
     def _choose(self, values: list[Any]) -> Any:
         """The value that the text names, or the first."""

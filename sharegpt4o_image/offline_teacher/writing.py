@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text and pictures -> text: the writer behind the chat API, which knows nothing of HTTP.
 
-It looks for a JSON object in the message. One with `judge` asks for a score, one with `edit_task` for an edit
-instruction, one with `document_type` for the text of a document (or, where it holds that text, for a prompt that lays
-it out), and one with `objects` for an image prompt. Anything else is answered with a description of the picture or of
-what the text names.
+It looks for a JSON object in the message. One with `judge` asks for a score, one with `label` for labels, one with
+`edit_task` for an edit instruction, one with `document_type` for the text of a document (or, where it holds that text,
+for a prompt that lays it out), and one with `objects` for an image prompt. Anything else is answered with a
+description of the picture or of what the text names.
 """
 
 import json
@@ -16,6 +16,7 @@ from sharegpt4o_image.offline_teacher.borrowing import write_borrowing
 from sharegpt4o_image.offline_teacher.documents import write_content, write_layout
 from sharegpt4o_image.offline_teacher.editing import EditRequest, describe_edit, matches, random_edit
 from sharegpt4o_image.offline_teacher.judging import judge_edit, judge_picture
+from sharegpt4o_image.offline_teacher.labelling import CAMERA_SIZES, TASK_ABILITIES, read_labels
 from sharegpt4o_image.offline_teacher.language import (
     describe,
     find_background,
@@ -33,20 +34,6 @@ from sharegpt4o_image.offline_teacher.pictures import SourcePicture, is_photo, s
 from sharegpt4o_image.offline_teacher.protocol import dice_for
 from sharegpt4o_image.offline_teacher.scene import PLACES, RELATIONS, ObjectRequest, Scene, SceneRequest
 
-# What the writer makes of the words of a camera viewpoint: how large the object is drawn.
-CAMERA_SIZES = {"close-up": "large", "medium shot": "medium", "long shot": "small"}
-
-# The painter's abilities under the names of the paper's editing tasks (appendix B.1.2); the other tasks of the paper
-# are beyond simple scenes.
-TASK_ABILITIES = {
-    "inpainting/replacement": ("replace",),
-    "element manipulation": ("add", "remove", "move"),
-    "background modification": ("background",),
-    "attribute/effect manipulation": ("recolor", "relight"),
-    "medium/technique styles": ("restyle",),
-    "outpainting/inpainting for extension": ("zoom_out",),
-}
-
 
 @dataclass(frozen=True)
 class WrittenText:
@@ -62,6 +49,9 @@ def write(text: str, pictures: list[SourcePicture], index: int) -> WrittenText:
     task = find_json(text)
     if "judge" in task:
         return _write_judgement(task, pictures)
+    if "label" in task:
+        look = read_labels(str(task["label"]), pictures)
+        return WrittenText(", ".join(look.fields["objects"]) or "nothing known", look.fields)
     if "edit_task" in task:
         return _write_instruction(task, pictures, dice)
     if task.get("document_type"):

@@ -113,9 +113,7 @@ async def check_endpoints(clients: Clients, config: SynthesisConfig) -> None:
 
     An endpoint that has no such route is given the benefit of the doubt.
     """
-    prompt_url, prompt_variable = config.base_url, KEY_VARIABLE
-    if config.prompt_base_url is not None:
-        prompt_url, prompt_variable = config.prompt_base_url, PROMPT_KEY_VARIABLE
+    prompt_url, prompt_variable = _text_endpoint(config)
     asked = {
         config.prompt_model: (clients.prompts, prompt_url, prompt_variable),
         config.image_model: (clients.images, config.base_url, KEY_VARIABLE),
@@ -124,6 +122,18 @@ async def check_endpoints(clients: Clients, config: SynthesisConfig) -> None:
         asked.setdefault(config.gates.judge.model, (clients.prompts, prompt_url, prompt_variable))
     for model, (client, url, variable) in asked.items():
         await _check_model(client, model, url, variable)
+
+
+async def check_text_endpoint(clients: Clients, config: SynthesisConfig) -> None:
+    """The same for what asks the text teacher alone."""
+    await _check_model(clients.prompts, config.prompt_model, *_text_endpoint(config))
+
+
+def _text_endpoint(config: SynthesisConfig) -> tuple[str | None, str]:
+    """The address of the text teacher, and the variable that holds its key."""
+    if config.prompt_base_url is not None:
+        return config.prompt_base_url, PROMPT_KEY_VARIABLE
+    return config.base_url, KEY_VARIABLE
 
 
 async def _check_model(client: openai.AsyncOpenAI, model: str, url: str | None, key_variable: str) -> None:

@@ -39,6 +39,7 @@ _TOKENS: dict[Stage, tuple[int, int, int]] = {
     "layout": (700, 0, 250),
     "instruction": (350, 1, 60),
     "judge": (350, 2, 80),
+    "label": (2_500, 2, 150),  # with the schema of the answer, which lists the words of the paper's taxonomy
     "image": (150, 0, 0),
     "control": (60, 1, 0),
     "edit": (60, 1, 0),
@@ -141,6 +142,13 @@ def plan_run(config: SynthesisConfig, teachers: Teachers, run_dir: Path | None) 
     )
 
 
+def plan_labelling(config: SynthesisConfig, teachers: Teachers, num_rows: int, run_dir: Path) -> StagePlan:
+    """What the labels of so many rows, less those that the run has answers for, will take."""
+    usage = _read_usage(run_dir, config).get("label")
+    requests = max(0, num_rows - (usage.answers if usage else 0))
+    return _plan_stage("label", requests, config, teachers, usage)
+
+
 def assume_costs(config: SynthesisConfig, teachers: Teachers) -> dict[Stage, float]:
     """Stage -> US dollars that one request is assumed to cost; a model without a price costs nothing."""
     return {
@@ -180,6 +188,7 @@ def _count_requests(config: SynthesisConfig, usage: Mapping[Stage, StageUsage]) 
         "control": math.ceil(controls),
         "edit": edits,
         "judge": samples if config.gates.judge else 0,
+        "label": 0,
     }
 
 

@@ -50,9 +50,12 @@ def render_template(version: str, **slots: str) -> str:
 
 @cache
 def json_schema_of(reply: type[BaseModel]) -> dict[str, Any]:
-    """The `response_format` that asks for `reply`; length limits are left to our own check."""
+    """The `response_format` that asks for `reply`; limits of lengths and numbers are left to our own check."""
     schema = reply.model_json_schema()
-    properties = {name: {"type": part["type"]} for name, part in schema["properties"].items()}
+    properties = {
+        name: {key: part[key] for key in ("type", "enum", "items") if key in part}
+        for name, part in schema["properties"].items()
+    }
     plain = {
         "type": "object",
         "properties": properties,

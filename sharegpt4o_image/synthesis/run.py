@@ -5,17 +5,13 @@ Reads: the taxonomy, photographs, the teachers' answers, and what the run direct
 Writes: `RUN/journal.sqlite` and `RUN/blobs/`; a re-run asks only for what is missing.
 """
 
-import asyncio
 import itertools
 import json
 import logging
-import signal
-import sqlite3
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +20,6 @@ from typing import Any
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.schema import GeneratedImage, Pipeline
 from sharegpt4o_image.synthesis.batches import BatchTransport
-from sharegpt4o_image.synthesis.blobs import MissingBlob
 from sharegpt4o_image.synthesis.client import Clients, check_endpoints, open_clients, secrets
 from sharegpt4o_image.synthesis.config import SynthesisConfig
 from sharegpt4o_image.synthesis.edit_pipeline import Editing
@@ -40,17 +35,19 @@ from sharegpt4o_image.synthesis.scheduler import (
     Bookkeeper,
     DirectTransport,
     Dispatcher,
-    Doubt,
-    EndOfBudget,
-    EndpointAtFault,
     Rejected,
-    RejectedByAnswer,
     StopRun,
     Transport,
-    Unfinished,
     run_workers,
 )
-from sharegpt4o_image.synthesis.status import PLAN_FACT, STARTED_FACT, RunStatus, status_of
+from sharegpt4o_image.synthesis.settling import (
+    Settling,
+    check_prices,
+    drained_on_signal,
+    refuse_other_work,
+    run_invocation,
+)
+from sharegpt4o_image.synthesis.status import PLAN_FACT, STARTED_FACT, TAXONOMY_FACT, RunStatus, status_of
 from sharegpt4o_image.synthesis.taxonomy import Taxonomy, load_taxonomy
 from sharegpt4o_image.synthesis.teachers import Teachers, asked_models, check_teachers, load_teachers
 
@@ -126,19 +123,11 @@ def synthesize(
     for warning in check_teachers(config, teachers, datetime.now(UTC).date()):
         log.warning(warning)
     if budget_usd is not None:
-        _check_prices(config, teachers)
+        check_prices(asked_models(config), config, teachers)
     benchmarks = check_inputs(config)
     check_run_dir(run_dir)
     plan = _Plan(run_dir, config, taxonomy, teachers, benchmarks, budget_usd, uses_batches)
-    try:
-        return asyncio.run(_synthesize(plan, on_progress))
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None  # the second Ctrl-C
-    except (OSError, sqlite3.DatabaseError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"cannot write to {run_dir} ({reason}); put that right and run the same command again"
-        ) from error
+    return run_invocation(_synthesize(plan, on_progress), run_dir)
 
 
 @dataclass(frozen=True)
@@ -154,51 +143,17 @@ class _Plan:
     uses_batches: bool
 
 
-def _check_prices(config: SynthesisConfig, teachers: Teachers) -> None:
-    """A budget means nothing for a model whose price is not known."""
-    for model in asked_models(config):
-        if teachers.price_of(model, config) is None:
-            raise UserError(
-                f"--budget needs the price of {model}, which the registry does not have; add it under `prices` "
-                "in the configuration, in US dollars for a million tokens"
-            )
-
-
 async def _synthesize(plan: _Plan, on_progress: OnProgress | None) -> RunSummary:
     started = time.monotonic()
     async with open_clients(plan.config) as clients:
         await check_endpoints(clients, plan.config)
         with closing(Journal.create_or_resume(plan.run_dir, secrets())) as journal:
+            refuse_other_work(journal, labels=False)
             invocation = _Invocation(plan, journal, clients, on_progress)
-            with _drained_on_signal(invocation.stop):
+            with drained_on_signal(invocation.settling.stop):
                 await invocation.work_off()
-            if invocation.stop_reason is not None:
-                reason = invocation.stop_reason
-                raise UserError(f"the run stopped ({reason}); put that right and run the same command again")
+            invocation.settling.raise_stop()
             return invocation.summarize(round(time.monotonic() - started, 3))
-
-
-@contextmanager
-def _drained_on_signal(stop: asyncio.Event) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) sets `stop`, a second one cancels; other threads than the main one get none."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-
-    def interrupt() -> None:
-        if stop.is_set():
-            task.cancel()
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, interrupt)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
 
 
 class _Invocation:
@@ -206,22 +161,18 @@ class _Invocation:
 
     def __init__(self, plan: _Plan, journal: Journal, clients: Clients, on_progress: OnProgress | None):
         config = plan.config
-        self.stop = asyncio.Event()
-        self.stop_reason: str | None = None
-        self._end_of_budget: str | None = None
-        self._unfinished: Counter[str] = Counter()
-        self._doubtful: list[tuple[str, Doubt]] = []  # rejected for an answer; the endpoint may be at fault
-        self._faulty: list[Doubt] = []
+        self.settling = Settling(journal)
+        stop = self.settling.stop
         self._plan = plan
         self._journal = journal
         self._on_progress = on_progress
         self._gates = gates_id(config.gates)
         self._inspector = Inspector(journal, config, plan.taxonomy, self._gates)
         prices = {model: price for model in asked_models(config) if (price := plan.teachers.price_of(model, config))}
-        ledger = Ledger(journal, plan.budget_usd, self.stop, assume_costs(config, plan.teachers))
+        ledger = Ledger(journal, plan.budget_usd, stop, assume_costs(config, plan.teachers))
         books = Bookkeeper(journal, ledger, prices)
-        self._direct = DirectTransport(clients, books, config, self.stop)
-        self._batches = BatchTransport(clients.images, books, config, self.stop) if plan.uses_batches else None
+        self._direct = DirectTransport(clients, books, config, stop)
+        self._batches = BatchTransport(clients.images, books, config, stop) if plan.uses_batches else None
         self._dispatcher = Dispatcher(journal, config, self._transport_of)
         self._num_attempts_before = journal.count_attempts().total()
         self._num_done: Counter[Pipeline] = Counter()
@@ -242,6 +193,7 @@ class _Invocation:
         config, journal = self._plan.config, self._journal
         journal.write_fact(PLAN_FACT, json.dumps({name: count for name, count in self._planned.items() if count}))
         journal.write_fact(STARTED_FACT, utc_now())
+        journal.write_fact(TAXONOMY_FACT, self._plan.taxonomy.name)
         pictures = TextToImage(config, self._plan.taxonomy, journal.blobs, self._plan.benchmarks)
         editing = Editing(config, self._plan.taxonomy, journal, pictures, self._gates)
         phases: list[Iterable[Sample]] = [
@@ -256,14 +208,14 @@ class _Invocation:
             async with self._batches.working():
                 await self._work_off(phases, config.batch_size * config.open_batches)
         except StopRun as end:
-            self.stop_reason = str(end)
+            self.settling.stop_reason = str(end)
         except Stopped:
             return  # interrupted while an earlier job was waited for
 
     async def _work_off(self, phases: Iterable[Iterable[Sample]], num_workers: int) -> None:
         for samples in phases:
-            await run_workers(samples, self._settle, num_workers, self.stop)
-        self._journal.undecide(item for item, doubt in self._doubtful if doubt in self._faulty)
+            await run_workers(samples, self._settle, num_workers, self.settling.stop)
+        self.settling.take_back()
 
     def _refuse_open_batches(self) -> None:
         """What was ordered through the Batch API must not be ordered again."""
@@ -274,20 +226,8 @@ class _Invocation:
         """See to it that the journal knows what became of a sample."""
         found = self._journal.find_item(sample.item)
         if found is None or found.gates != self._gates:
-            try:
+            with self.settling.noting_faults():
                 await self._decide(sample)
-            except (Unfinished, MissingBlob) as fault:
-                self._unfinished[str(fault)] += 1
-            except EndpointAtFault as end:
-                self._faulty.append(end.doubt)
-                self.stop_reason = self.stop_reason or str(end)
-                self.stop.set()
-            except EndOfBudget as end:
-                self._end_of_budget = str(end)
-                self.stop.set()
-            except StopRun as end:
-                self.stop_reason = self.stop_reason or str(end)
-                self.stop.set()
         self._report(sample.pipeline)
 
     async def _decide(self, sample: Sample) -> None:
@@ -298,9 +238,7 @@ class _Invocation:
             verdict = await self._inspector.inspect(sample.item, image, self._dispatcher)
             image, reason, thumbnail = verdict.image, verdict.reason, verdict.thumbnail
         except Rejected as rejection:
-            reason = str(rejection)
-            if isinstance(rejection, RejectedByAnswer):
-                self._doubtful.append((sample.item, rejection.doubt))
+            reason = self.settling.note_rejection(sample.item, rejection)
         item = Item(sample.item, sample.pipeline, sample.task, sample.position, image, reason, self._gates, utc_now())
         self._journal.decide(item, thumbnail)
 
@@ -314,9 +252,9 @@ class _Invocation:
         return RunSummary(
             run_dir=str(self._plan.run_dir),
             new_attempts=self._journal.count_attempts().total() - self._num_attempts_before,
-            unfinished=dict(self._unfinished.most_common()),
-            is_interrupted=self.stop.is_set() and self._end_of_budget is None,
-            end_of_budget=self._end_of_budget,
+            unfinished=dict(self.settling.unfinished.most_common()),
+            is_interrupted=self.settling.is_interrupted,
+            end_of_budget=self.settling.end_of_budget,
             seconds=seconds,
             status=status_of(self._journal, is_running=False),
         )

@@ -571,6 +571,7 @@ TEMPLATE_DIGESTS = {
     "edit_two_sources.v1": "09239d99906909e2",
     "image_first.v1": "48d0d7a85e244c04",
     "judge.v1": "93f60793c2d5ce37",
+    "label.v1": "81d3bc6770d286a2",
     "prompt_first.v1": "b5e8279a0b932a45",
 }
 
