@@ -38,8 +38,10 @@ class FileSource:
     """Picture files as a source of rows."""
 
     row = Record
+    has_looked = False
 
     def __init__(self, pictures: Path, side: int):
+        self.folder = pictures
         self._paths = sorted(pictures.iterdir())
         self._side = side
 

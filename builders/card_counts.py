@@ -2,12 +2,14 @@
 """Rows -> what the card states about them. Counts of shards add up to the counts of the data set."""
 
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 from sharegpt4o_image.builders.row_source import ImageEncoding, SourceFacts
 from sharegpt4o_image.schema import Record
+from sharegpt4o_image.synthesis.journal import without_particulars
 
 # Columns whose values are counted; a list counts once for each of its values.
 COUNTED_COLUMNS = (
@@ -27,6 +29,7 @@ class SplitCounts:
     num_shards: int = 0
     num_bytes: int = 0  # of the rows in memory
     file_bytes: int = 0  # of the Parquet files
+    sha256: str = ""  # of the checksums of the files
 
 
 @dataclass
@@ -34,10 +37,13 @@ class RowCounts:
     """What rows say, counted one by one.
 
     Args:
-        values (`dict`): column -> value -> number of rows, for `COUNTED_COLUMNS`; what is null is not counted.
+        values (`dict`): column -> value -> number of rows, for `COUNTED_COLUMNS`; what is null is not counted, and of
+            `reject_reason` the particulars are left out.
         licenses (`Counter`): `origin` and `license` of a row as a JSON list -> number of rows.
         image_params (`Counter`): model and parameters of the image request as a JSON list -> number of rows.
         resolutions (`Counter`): `1024x1024` (width, height) of the output picture -> number of rows.
+        num_photographs (`int`): rows whose picture is a photograph that is published as it is.
+        num_photo_edits (`int`): rows with a source picture that no model of a run made.
     """
 
     num_rows: int = 0
@@ -47,6 +53,8 @@ class RowCounts:
     resolutions: Counter[str] = field(default_factory=Counter)
     cost_usd: float = 0.0
     num_costs: int = 0
+    num_photographs: int = 0
+    num_photo_edits: int = 0
     first_created_at: str | None = None
     last_created_at: str | None = None
 
@@ -56,12 +64,15 @@ class RowCounts:
         for column in COUNTED_COLUMNS:
             value = getattr(record, column, None)
             for one in value if isinstance(value, list) else [] if value is None else [value]:
-                self.values.setdefault(column, Counter())[one] += 1
+                counted = without_particulars(one) if column == "reject_reason" else one
+                self.values.setdefault(column, Counter())[counted] += 1
         self.licenses[json.dumps([record.origin, record.license])] += 1
         if record.image_params is not None:
             self.image_params[json.dumps([record.image_model, record.image_params], sort_keys=True)] += 1
         self.resolutions["x".join(map(str, record.output_image_resolution))] += 1
-        if record.cost_usd is not None:
+        self.num_photographs += _is_photograph(record)
+        self.num_photo_edits += _is_photo_edit(record)
+        if record.cost_usd is not None and math.isfinite(record.cost_usd):
             self.cost_usd += record.cost_usd
             self.num_costs += 1
         if record.created_at is not None:
@@ -77,6 +88,8 @@ class RowCounts:
         self.resolutions.update(other.resolutions)
         self.cost_usd += other.cost_usd
         self.num_costs += other.num_costs
+        self.num_photographs += other.num_photographs
+        self.num_photo_edits += other.num_photo_edits
         if other.first_created_at is not None and other.last_created_at is not None:
             self._span(other.first_created_at, other.last_created_at)
 
@@ -90,6 +103,16 @@ class RowCounts:
         counters = {name: Counter(content[name]) for name in ("licenses", "image_params", "resolutions")}
         values = {column: Counter(counter) for column, counter in content["values"].items()}
         return cls(**(content | counters | {"values": values}))
+
+
+def _is_photograph(record: Record) -> bool:
+    return record.image_model is None and record.origin == "synthesized"
+
+
+def _is_photo_edit(record: Record) -> bool:
+    if not record.input_image or record.source_origin is None:
+        return False
+    return any(origin != "synthesized" for origin in record.source_origin.split("; "))
 
 
 @dataclass

@@ -2,6 +2,7 @@
 """Values -> Markdown for cards. Text of users and models stays text: it cannot end a table, a code span or a tag."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ MAX_LENGTH = 200  # characters of a value
 
 _PLAIN = re.compile(r"[\w .,:;/()+=@%'\"{}\[\]#*!?~^-]*")  # what means itself in a code span and a table cell
 _MARKUP = re.compile(
-    r"[\\`*\[\]<>&|#~$!{}@]|\b_|_\b|(?<=:)//|(?<=www)\.|^[^\w(\"']"
+    r"[\\`*\[\]<>&|#~$!{}@]|\b_|_\b|(?<=:)//|(?<=www)\.|^[^\w(\"']|^\d+(?=[.)])"
 )  # the rest would link, or begin a list
 
 
@@ -27,14 +28,28 @@ def _cell(value: Any) -> str:
 
 def count_table(label: str, counter: Mapping[str, int], num_rows: int | None = None, noun: str = "Rows") -> str:
     """Values and how often they occur, the most frequent first; the rest of `num_rows` rows counts as null."""
-    ranked = sorted(counter.items(), key=lambda pair: (-pair[1], pair[0]))
-    rows: list[tuple[str, int]] = [(code(value), count) for value, count in ranked[:MAX_LISTED]]
-    if len(ranked) > MAX_LISTED:
-        rows.append((f"{len(ranked) - MAX_LISTED:,} more values", sum(count for _, count in ranked[MAX_LISTED:])))
+    rows = limited([(code(value), count) for value, count in ranked(counter)])
     num_null = (num_rows or 0) - sum(counter.values())
-    if num_null > 0:
-        rows.append(("null", num_null))
-    return table((label, noun), rows)
+    return table((label, noun), [*rows, *([("null", num_null)] if num_null > 0 else [])])
+
+
+def ranked(counter: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Values with how often they occur, the most frequent first."""
+    return sorted(counter.items(), key=lambda pair: (-pair[1], pair[0]))
+
+
+def limited(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Rows of a table that end with a number; those beyond `MAX_LISTED` are added up in one."""
+    more = rows[MAX_LISTED:]
+    if not more:
+        return [*rows]
+    blanks = [""] * (len(more[0]) - 2)
+    return [*rows[:MAX_LISTED], (f"{len(more):,} more", *blanks, sum(row[-1] for row in more))]
+
+
+def bullets(*sentences: str | bool | int | None) -> str:
+    """Sentences as a list; what is false is left out."""
+    return "\n".join(f"- {sentence}" for sentence in sentences if sentence)
 
 
 def counted(number: int, noun: str) -> str:
@@ -82,10 +97,11 @@ def megabytes(num_bytes: int) -> str:
 def dollars(amount: float) -> str:
     """US dollars, with the digits that matter.
 
-    >>> dollars(12.5), dollars(0.0042)
-    ('12.50', '0.0042')
+    >>> dollars(12.5), dollars(0.3), dollars(0.0042)
+    ('12.50', '0.30', '0.0042')
     """
-    return f"{amount:,.2f}" if amount >= 1 or amount == 0 else f"{amount:.2g}"
+    num_decimals = 2 if amount <= 0 else max(2, 1 - math.floor(math.log10(amount)))
+    return f"{amount:,.{num_decimals}f}"
 
 
 def join_words(words: Sequence[str]) -> str:

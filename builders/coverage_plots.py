@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts of rows -> `card/<column>.png`: how often each value occurs. The same counts give the same bytes."""
+"""Counts of rows -> how often each value occurs: `card/<column>.png`, and the sections of the card beside them.
+
+The same counts give the same bytes.
+"""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from sharegpt4o_image.builders.card_counts import RowCounts
+from sharegpt4o_image.builders.card_text import count_table, counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +35,8 @@ LABEL_COLUMNS = {
     f"label_{column}": f"{title} (label)" for column, title in TAXONOMY_COLUMNS.items() if column != "background"
 }
 RESOLUTIONS = "resolutions"
+
+MAX_TABLE = 14  # values of a column that are listed beside its plot: the tasks of editing fit
 
 MAX_BARS = 40  # most frequent values that are shown; this and the looks below are our choice
 _MAX_LABEL = 44  # characters
@@ -147,3 +153,35 @@ def _glyphs() -> dict[int, int]:
     from matplotlib import font_manager
 
     return dict(font_manager.get_font(font_manager.findfont("DejaVu Sans")).get_charmap())
+
+
+# ------------------------------------------------------------------ the card
+
+
+def describe_coverage(rows: RowCounts) -> str:
+    """The section of the card: tables of small vocabularies, plots of all."""
+    sections = [*describe_values(rows, TAXONOMY_COLUMNS)]
+    if not sections:
+        sections = ["The rows name no objects, styles or other categories."]
+    if rows.resolutions:
+        sections.append(_one_column("Resolution", RESOLUTIONS, rows.resolutions, rows))
+    return "\n\n".join(sections)
+
+
+def describe_values(rows: RowCounts, titles: Mapping[str, str]) -> Iterator[str]:
+    """A part of the card for each of the columns that has a value."""
+    for column, title in titles.items():
+        if rows.values.get(column):
+            yield _one_column(f"{title} (`{column}`)", column, rows.values[column], rows)
+
+
+def _one_column(heading: str, name: str, counter: Counter[str], rows: RowCounts) -> str:
+    is_list = name.endswith("objects")
+    extent = "occurrences" if is_list else f"of {counted(rows.num_rows, 'row')}"
+    different = f"{len(counter):,} different value{'s' if len(counter) > 1 else ''} in {counter.total():,} {extent}."
+    parts = [f"### {heading}", different]
+    if len(counter) <= MAX_TABLE:
+        parts.append(count_table("Value", counter, noun="Occurrences" if is_list else "Rows"))
+    if name in plotted_columns(rows):
+        parts.append(f"![How often each value of {name} occurs]({PLOTS_DIR}/{name}.png)")
+    return "\n\n".join(parts)

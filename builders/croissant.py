@@ -18,8 +18,7 @@ from datasets import Features, Image, List
 from huggingface_hub import DatasetCard
 from pyarrow import ArrowInvalid
 
-from sharegpt4o_image.builders.card_metadata import UPSTREAM
-from sharegpt4o_image.builders.dataset_card import COLUMNS
+from sharegpt4o_image.builders.card_metadata import CITATION, COLUMNS, UPSTREAM
 from sharegpt4o_image.errors import UserError
 
 CROISSANT = "croissant.json"
@@ -27,10 +26,6 @@ CROISSANT = "croissant.json"
 _SPECIFICATION = ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"]
 _PARQUET = "application/x-parquet"
 _HUB = "https://huggingface.co"
-_CITATION = (
-    "@article{chen2025sharegpt4oimage, title={ShareGPT-4o-Image: Aligning Multimodal Models with GPT-4o-Level Image "
-    "Generation}, journal={arXiv preprint arXiv:2506.18095}, year={2025}}"
-)
 
 # The context that the specification gives; mlcroissant warns of any other.
 _CONTEXT = {
@@ -79,30 +74,33 @@ _CONTEXT = {
 
 _RESPONSIBLE_AI = {
     "rai:dataCollection": (
-        "Topics are drawn from a taxonomy, a language model writes a prompt or an edit instruction for each, and an "
-        "image model draws the picture, for an edit from a source picture. The columns of a row name the models, the "
-        "template, the parameters and the date. Rows whose origin is upstream_release were made in this way by the "
-        f"authors of {UPSTREAM}, whose release does not name them row by row."
+        "The column pipeline says how a row was made. prompt_first: a topic is drawn from a taxonomy, a language "
+        "model writes a prompt for it, and an image model draws the picture. image_first: a language model describes "
+        "a photograph. document: a language model writes content and layout, and an image model draws the page. "
+        "editing: a language model writes an instruction for a source picture, and an image model follows it. The "
+        "columns of a row name the models, the template, the parameters and the date. Rows whose origin is "
+        f"upstream_release were made by the authors of {UPSTREAM}, whose release names nothing of this row by row."
     ),
     "rai:dataCollectionType": ["Software Collection", "Web API"],
     "rai:dataPreprocessingProtocol": [
-        "Every picture is decoded and compared with its recorded size and checksum; what fails is in "
+        "Every picture is decoded and compared with its size and checksum where they were recorded; what fails is in "
         "rejections.parquet. Whether pictures are as they were received or encoded anew is said in README.md."
     ],
     "rai:dataBiases": [
-        "The pictures carry the biases of the models that made them: who and what is shown, how often, and how.",
+        "Pictures carry the biases of the models that made them: who and what is shown, how often, and how.",
         "Words for people are meant to spread over ethnicity, age and the like; nothing was filtered for bias "
         "afterwards.",
         "Prompts are in English.",
     ],
     "rai:dataLimitations": [
-        "The pictures are synthetic and evidence of nothing.",
+        "Pictures that a model made are synthetic and evidence of nothing.",
         "A picture need not show what its prompt asks for.",
         "Columns are null where a value was not recorded; columns that begin with label_ are guesses of a model.",
     ],
     "rai:personalSensitiveInformation": [
-        "No data of persons was collected to make it. Synthetic people may resemble real ones; source photographs, "
-        "where source_origin names any, may show real ones. Texts in pictures of documents are made up."
+        "No data of persons was collected to make it. Synthetic people may resemble real ones. Photographs, which "
+        "source_origin and a missing image_model tell of, may show real ones. Texts in pictures of documents are made "
+        "up."
     ],
     "rai:dataUseCases": [
         "Training and evaluating models that generate pictures from text, or edit them as a text asks.",
@@ -115,8 +113,9 @@ _RESPONSIBLE_AI = {
     ),
     "rai:hasSyntheticData": True,
     "rai:syntheticDataExplanation": (
-        "All prompts and pictures but source photographs were made by the models that the columns prompt_model and "
-        "image_model name."
+        "Prompts and pictures were made by the models that the columns prompt_model and image_model name. Source "
+        "photographs, and pictures of synthesized rows without image_model, are photographs. Rows of the upstream "
+        "release name no model; the paper says GPT-4o image generation and Gemini 2.5 Pro."
     ),
 }
 
@@ -150,9 +149,9 @@ def write_croissant(
         "@type": "sc:Dataset",
         "conformsTo": _SPECIFICATION,
         "name": card.get("pretty_name") or folder.resolve().name,
-        "description": "Pictures made by image-generation models, each with the prompt or edit instruction behind it.",
+        "description": "Pictures with the prompts, edit instructions or descriptions that belong to them.",
         **_terms(card, repo_id),
-        "citeAs": _CITATION,
+        "citeAs": CITATION,
         "version": version,
         **_date_published(configs),
         "keywords": card.get("tags", []),

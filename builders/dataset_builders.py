@@ -24,6 +24,7 @@ from sharegpt4o_image.builders.record_check import find_fault
 from sharegpt4o_image.builders.row_source import RowFault, RowPlan
 from sharegpt4o_image.builders.source_kinds import open_source
 from sharegpt4o_image.builders.splits import TRAIN
+from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.schema import TASKS, content_id, published_features
 
 ROWS_OF_A_PART = 256  # what one of several processes takes at a time; our choice
@@ -78,6 +79,8 @@ class ShareGPT4oImage(GeneratorBasedBuilder):
                     continue
                 seen.add(plan.id)
                 splits.setdefault(plan.split or TRAIN, []).append(plan)
+        if not splits:
+            raise UserError(f"{self.config.source} has no rows for {self.config.name}; name the other configuration")
         return [SplitGenerator(name, {"parts": _parts(plans)}) for name, plans in splits.items()]
 
     def _generate_examples(self, parts: list[list[RowPlan]]) -> Iterator[tuple[Key, dict[str, Any]]]:
@@ -89,7 +92,7 @@ class ShareGPT4oImage(GeneratorBasedBuilder):
                     except RowFault as fault:
                         _warn(plan, fault.reason)
                         continue
-                    reason = find_fault(record)
+                    reason = find_fault(record, decodes=not source.has_looked)
                     if reason is None:
                         yield Key(number, index), record.model_dump()
                     else:

@@ -8,88 +8,44 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from datasets import Features, Image, Json, List
-
 from sharegpt4o_image.builders.card_counts import CardFacts, RowCounts
-from sharegpt4o_image.builders.card_metadata import UPSTREAM, features_of, render_metadata
+from sharegpt4o_image.builders.card_metadata import (
+    CITATION,
+    UPSTREAM,
+    describe_columns,
+    describe_ethics,
+    describe_licenses,
+    describe_terms,
+    render_metadata,
+)
 from sharegpt4o_image.builders.card_text import (
+    bullets,
     code,
     count_table,
     counted,
     dollars,
     join_words,
+    limited,
     literal,
     megabytes,
     prose,
+    ranked,
     table,
 )
-from sharegpt4o_image.builders.coverage_plots import (
-    LABEL_COLUMNS,
-    PLOTS_DIR,
-    RESOLUTIONS,
-    TAXONOMY_COLUMNS,
-    plotted_columns,
-)
+from sharegpt4o_image.builders.coverage_plots import LABEL_COLUMNS, describe_coverage, describe_values
 from sharegpt4o_image.builders.pack_plan import NEGATIVES
+from sharegpt4o_image.builders.row_source import SourceFacts
 from sharegpt4o_image.schema import LabelledRecord, RejectedRecord
 
 TEMPLATE = Path(__file__).with_name("dataset_card.md")
 MARKER = "<!-- written by `sharegpt4o-image pack`"  # how a later run knows the folder as its own
 
 _PAPER = "[2506.18095](https://arxiv.org/abs/2506.18095)"
-
-MAX_TABLE = 14  # values of a column that are listed beside its plot: the tasks of editing fit
-
-COLUMNS = {
-    "id": "hash of the request that made the row",
-    "task": "`text_to_image` or `text_and_image_to_image`",
-    "input_prompt": "the prompt, or the edit instruction",
-    "input_image": "source pictures of an edit; empty for text-to-image",
-    "output_image": "the picture",
-    "output_image_resolution": "width and height of `output_image`, in pixels",
-    "input_image_resolution": "width and height of the (first) source picture",
-    "pipeline": "`prompt_first`, `image_first`, `document` or `editing`",
-    "objects": "what the topic asked to be shown",
-    "background": "background of the topic",
-    "style": "style of the topic",
-    "lighting": "lighting of the topic",
-    "camera": "camera of the topic",
-    "composition": "composition of the topic",
-    "document_type": "kind of document, for document pictures",
-    "edit_category": "category of the edit task",
-    "edit_task": "what kind of edit was asked for",
-    "prompt_model": "model asked for the prompt",
-    "image_model": "model asked for the picture",
-    "served_model": "model that the answer to the prompt request named; picture answers name none",
-    "template_version": "version of the prompt template",
-    "image_params": "parameters of the image request",
-    "source_id": "id of the source picture",
-    "source_origin": "where the source picture comes from",
-    "source_license": "licence of the source picture",
-    "output_sha256": "sha256 of the bytes of `output_image`",
-    "output_phash": "perceptual hash of `output_image`",
-    "usage": "tokens that the service counted",
-    "cost_usd": "cost of prompt and picture, in US dollars",
-    "created_at": "when the picture was made",
-    "origin": "`synthesized`, or `upstream_release` for a row of the original ShareGPT-4o-Image",
-    "license": "licence of the row",
-    "reject_reason": "why a quality gate refused the picture",
-    "label_objects": "what a model saw in the picture",
-    "label_style": "style, as that model saw it",
-    "label_lighting": "lighting, as that model saw it",
-    "label_camera": "camera, as that model saw it",
-    "label_composition": "composition, as that model saw it",
-    "label_document_type": "kind of document, as that model saw it",
-    "label_edit_category": "category of the edit, as that model saw it",
-    "label_edit_task": "kind of edit, as that model saw it",
-    "label_model": "model that gave the labels; null where the row has none",
-    "label_confidence": "how sure that model was of each label, from 0 to 1",
-}
 
 PROVENANCE = {
     "image_model": "Image model asked (`image_model`)",
@@ -101,6 +57,16 @@ PROVENANCE = {
     "source_origin": "Origin of source pictures (`source_origin`)",
 }
 
+_PIPELINES = {
+    "prompt_first": "a topic is drawn from a taxonomy, a language model writes a prompt for it, and an image model "
+    "draws the picture",
+    "image_first": "a language model describes a photograph",
+    "document": "a language model writes the content of a document and then a prompt for its page, and an image "
+    "model draws the page",
+    "editing": "an edit task is drawn, a language model writes an instruction for a source picture, and an image "
+    "model changes the picture",
+}
+
 _STATUSES = {
     "ok": "answered",
     "blocked": "refused by the moderation of the service",
@@ -110,92 +76,103 @@ _STATUSES = {
     "lost": "cut off; what became of it is not known",
 }
 
+_GATES = {
+    "blank": "Refuse pictures of one colour",
+    "exact_duplicates": "Refuse pictures whose bytes the run already has",
+    "similar_within": "Refuse pictures whose hash differs in at most so many of 64 bits from one that the run has",
+    "change": "Refuse edits that change nothing, and local ones that change nearly everything",
+    "num_benchmark_lists": "Lists of prompts of benchmarks that no prompt may repeat",
+}
+
 
 def render_card(facts: CardFacts) -> str:
     """The README of a data set: YAML for the Hub and for `load_dataset`, then the text for people."""
+    everything = _everything(facts)
     text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         metadata=render_metadata(facts),
         title=prose(facts.title),
         verify_command=code(f"sharegpt4o-image verify {shlex.quote(facts.title)}"),
-        asked_for=_asked_for(facts),
+        what_it_is=_what_it_is(facts, everything),
         origin_of_files=_origin_of_files(facts),
         loading=_loading(facts),
         rows_table=_rows_table(facts),
         kept_out=_kept_out(facts),
-        recipe=_recipe(facts),
+        recipe=_recipe(everything),
+        settings=_settings(facts.source),
         provenance_tables=_provenance(facts.rows),
         requests=_requests(facts),
         cost_and_dates=_cost_and_dates(facts),
         notes=_notes(facts),
-        coverage=_coverage(facts.rows),
+        coverage=describe_coverage(facts.rows),
         labels=_labels(facts),
-        columns_table=_columns(facts),
-        licenses=_licenses(facts),
-        marks_of_origin=_marks_of_origin(facts),
+        columns_table=describe_columns(facts),
+        licenses=describe_licenses(everything),
+        terms=describe_terms(everything),
+        ethics=describe_ethics(everything),
+        limits=_limits(facts, everything),
+        citation=CITATION.replace(", title=", ",\n  title=").replace(", journal=", ",\n  journal="),
     )
     return re.sub(r"\n{3,}", "\n\n", text)  # where a section has nothing to say
+
+
+def _everything(facts: CardFacts) -> RowCounts:
+    """The counts of all rows, those of negatives included."""
+    total = RowCounts()
+    total.merge(facts.rows)
+    total.merge(facts.negatives)
+    return total
 
 
 # ------------------------------------------------------------------ files and rows
 
 
-def _asked_for(facts: CardFacts) -> str:
+def _what_it_is(facts: CardFacts, everything: RowCounts) -> str:
+    """What the pictures are, by the number of those that no model made."""
+    num_photographs = everything.num_photographs
+    described = "each with a description that a language model wrote"
+    if num_photographs and num_photographs == everything.num_rows:
+        return f"Photographs, {described}. No model made them."
     is_edit = ["text_and_image" in name for name in facts.splits] or [False]
-    return join_words(
-        [*(["it"] if not all(is_edit) else []), *(["the change to a source picture"] if any(is_edit) else [])]
-    )
+    asked_for = [
+        *(["it"] if not all(is_edit) else []),
+        *(["the change to a source picture"] if any(is_edit) else []),
+    ]
+    made = f"Pictures made by image-generation models, each with the text that asked for {' or for '.join(asked_for)}"
+    if not num_photographs:
+        return f"{made}."
+    return f"{made}; and {counted(num_photographs, 'photograph')} that no model made, {described}."
 
 
 def _origin_of_files(facts: CardFacts) -> str:
     """Whether pictures are as they were received."""
-    name = code(facts.source.name)
+    source = _name_of(facts.source)
     if facts.encoding is not None:
         return (
-            f"**This is a light variant of {name}**: {_how_encoded(facts)} `output_sha256` and the resolutions are "
-            "those of the new files; `id` and `output_phash` are those of the full picture."
+            f"**This is a light variant**: the pictures of {source} were decoded, turned upright and encoded anew "
+            f"({facts.encoding}). `output_sha256` and the resolutions are those of the new files; `id` and "
+            "`output_phash` are those of the full picture."
         )
-    if facts.source.kind == "data_set":
-        return f"Pictures are byte for byte those of the data set {name}, from which this one was packed."
-    return "Pictures are stored byte for byte as they were received."
+    if facts.source.kind == "run":
+        return "Pictures are stored byte for byte as they were received."
+    return f"Pictures are byte for byte those of {source}, from which this set was packed."
 
 
-def _how_encoded(facts: CardFacts) -> str:
-    assert facts.encoding is not None
-    encoding = facts.encoding
-    steps = [
-        f"shrunk to at most {encoding.max_side:,} pixels a side" if encoding.max_side else None,
-        f"stored as {encoding.format.upper()}" if encoding.format else "stored in their own format",
-        f"at quality {encoding.quality}" if encoding.quality else None,
-    ]
-    return f"pictures were decoded, turned upright, {join_words([step for step in steps if step])}."
-
-
-def _marks_of_origin(facts: CardFacts) -> str:
-    if facts.encoding is not None:
-        return (
-            "Every picture was encoded anew: signed records of origin that a service put into its files (C2PA) are "
-            "gone, and what was written into the pixels, as watermarks are, may have suffered."
-        )
-    if facts.source.kind == "data_set":
-        return (
-            "Packing encoded no picture anew: marks of origin (C2PA, watermarks) are as in the data set named above."
-        )
-    return (
-        "No file was encoded anew, so marks of origin that a service put into its files (C2PA, watermarks) are still "
-        "there."
-    )
+def _name_of(source: SourceFacts) -> str:
+    kind = {"run": "the run", "upstream_release": "the release", "data_set": "the data set"}[source.kind]
+    return f"{kind} {code(source.name)}"
 
 
 def _loading(facts: CardFacts) -> str:
     if not facts.splits:
         return "There is nothing to load yet."
     title = literal(facts.title)
-    lines = ["from datasets import load_dataset", ""]
-    lines += [
-        f'rows = load_dataset({title}, "{config}", split="{split}")  # {counted(counts.num_rows, "row")}'
+    calls = [
+        (f'load_dataset({title}, "{config}", split="{split}")', counted(counts.num_rows, "row"))
         for config, splits in facts.splits.items()
         for split, counts in splits.items()
     ]
+    lines = ["from datasets import load_dataset", "", f"rows = {calls[0][0]}  # {calls[0][1]}"]
+    lines += [f"# {call}  # {number}" for call, number in calls[1:]]
     config = list(facts.splits)[-1] if "text_and_image_to_image" not in facts.splits else "text_and_image_to_image"
     split = next(iter(facts.splits[config]))
     column, value = _example_filter(facts.rows, config)
@@ -241,41 +218,109 @@ def _kept_out(facts: CardFacts) -> str:
     if facts.row is RejectedRecord:
         parts.append(
             "**Every row here is a negative**: a quality gate of the pipeline refused its picture, and "
-            "`reject_reason` says why. The rows that passed are published elsewhere."
+            "`reject_reason` says why. The rows that passed are not part of this set."
         )
+        parts.append(_reasons(facts.rows))
     if facts.negatives.num_rows:
+        names = [f"`{name}`" for name in facts.splits if name.endswith(NEGATIVES)]
+        holds = "configuration {} holds" if len(names) == 1 else "configurations {} hold"
         parts.append(
-            f"The configurations that end in `{NEGATIVES}` hold pictures that a quality gate refused, and only those; "
-            "`reject_reason` says why. The figures below leave them out."
+            f"The {holds.format(join_words(names))} pictures that a quality gate refused, and only those; "
+            "`reject_reason` says why. What is said below of models, costs and what the pictures show leaves them "
+            "out; the licences are those of all rows."
         )
-        parts.append(count_table("Why a picture is a negative", facts.negatives.values.get("reject_reason", {})))
+        parts.append(_reasons(facts.negatives))
     if not facts.rejections:
         return "\n\n".join([*parts, "Packing kept no row out."])
-    number = counted(facts.rejections.total(), "row")
-    kept_out = f"Packing kept out {number}. `rejections.parquet` lists each with its reason."
+    kept_out = (
+        f"Packing kept out {counted(facts.rejections.total(), 'row')}, each listed with its reason in "
+        "`rejections.parquet`."
+    )
     return "\n\n".join([*parts, kept_out, count_table("Reason", facts.rejections)])
+
+
+def _reasons(rows: RowCounts) -> str:
+    return count_table("Why a picture is a negative", rows.values.get("reject_reason", {}))
 
 
 # ------------------------------------------------------------------ where they come from
 
 
-def _recipe(facts: CardFacts) -> str:
-    origins = facts.rows.values.get("origin", Counter()) | facts.negatives.values.get("origin", Counter())
+def _recipe(everything: RowCounts) -> str:
+    """How the pipelines that are present work, and what is known of the upstream release."""
+    origins = everything.values.get("origin", Counter())
     parts = []
     if "synthesized" in origins:
-        parts.append(
-            f"The recipe is that of ShareGPT-4o-Image ({_PAPER}): a topic is drawn from a taxonomy, a language model "
-            "writes a prompt or an edit instruction for it, and an image model draws the picture, for an edit from "
-            "the source picture. `pipeline`, `template_version` and `image_params` say how a row was made."
-        )
+        parts.append(f"The recipe is that of ShareGPT-4o-Image ({_PAPER}). The column `pipeline` names its variant:")
+        parts.append(_pipelines(everything))
     if "upstream_release" in origins:
         parts.append(
             f"Rows whose `origin` is `upstream_release` were made by the authors of ShareGPT-4o-Image ({_PAPER}, "
-            f"[{UPSTREAM}](https://huggingface.co/datasets/{UPSTREAM})). "
-            "Their release names no model, date, category or licence for a row; such columns are null."
+            f"[{UPSTREAM}](https://huggingface.co/datasets/{UPSTREAM})). Their paper says that the pictures come from "
+            "the image generation of GPT-4o, and the texts from Gemini 2.5 Pro. The release itself names no model, "
+            "date, category or licence for a row; such columns are null."
         )
-    parts.append("Before packing, every picture was decoded and compared with its recorded size and checksum.")
-    return "\n\n".join(parts)
+        parts.append(
+            "Before packing, every picture of the release was decoded, and its size compared where one is recorded. "
+            "The release records no checksums."
+        )
+    if "synthesized" in origins:
+        which = "other picture" if "upstream_release" in origins else "picture"
+        parts.append(
+            f"Before packing, every {which} was decoded, and those of `output_image` compared with the recorded size "
+            "and checksum."
+        )
+    return "\n\n".join(part for part in parts if part)
+
+
+def _pipelines(everything: RowCounts) -> str:
+    counts = everything.values.get("pipeline", Counter())
+    endings = {
+        "image_first": _of_image_first(counts["image_first"], everything.num_photographs),
+        "editing": _of_editing(counts["editing"], everything.num_photo_edits),
+    }
+    return bullets(*(f"`{name}`: {how}{endings.get(name, '.')}" for name, how in _PIPELINES.items() if counts[name]))
+
+
+def _of_image_first(num_rows: int, num_photographs: int) -> str:
+    if num_photographs >= num_rows:
+        return "; the picture of the row is the photograph itself."
+    itself = f" In {counted(num_photographs, 'row')} it is the photograph itself." if num_photographs else ""
+    return f", and an image model draws the picture of the row from the description.{itself}"
+
+
+def _of_editing(num_rows: int, num_photo_edits: int) -> str:
+    if not num_photo_edits:
+        return ". The source pictures were made by a model, too."
+    return f". In {num_photo_edits:,} of {counted(num_rows, 'row')} a source picture is a photograph."
+
+
+def _settings(source: SourceFacts) -> str:
+    """What decided the rows of a run besides its models."""
+    settings = source.settings
+    gates = settings.get("gates", {})
+    judge = gates.get("judge")
+    lines = [
+        ("Taxonomy", source.taxonomy),
+        ("Seed", settings.get("seed")),
+        ("Parameters of text requests", settings.get("prompt_params")),
+        ("Parameters of picture requests", settings.get("image_params")),
+        ("Parameters of edit requests", settings.get("edit_params")),
+        *((meaning, gates.get(name)) for name, meaning in _GATES.items()),
+        ("Model that judges every picture, from 0 to 10", judge and judge["model"]),
+        ("Refuse pictures that it gives less than", judge and judge["threshold"]),
+    ]
+    known = [(name, code(_shown(value))) for name, value in lines if value not in (None, {}, 0) or name == "Seed"]
+    if not settings:
+        return f"Topics were drawn from the taxonomy {code(source.taxonomy)}." if source.taxonomy else ""
+    without = "" if judge else "\n\nNo model judged the pictures."
+    return table(("Setting of the run", "Value"), known) + without
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
 def _provenance(rows: RowCounts) -> str:
@@ -290,10 +335,7 @@ def _provenance(rows: RowCounts) -> str:
 def _image_params(rows: RowCounts) -> Iterator[str]:
     if not rows.image_params:
         return
-    lines = [
-        (*_model_and_parameters(request), count)
-        for request, count in sorted(rows.image_params.items(), key=lambda pair: (-pair[1], pair[0]))
-    ]
+    lines = limited([(*_model_and_parameters(request), count) for request, count in ranked(rows.image_params)])
     yield table(("Image model", "Parameters of the request (`image_params`)", "Rows"), lines)
 
 
@@ -305,153 +347,143 @@ def _model_and_parameters(request: str) -> tuple[str, str]:
 
 def _requests(facts: CardFacts) -> str:
     """What a run asked, and what became of it."""
-    parts = []
-    if facts.source.attempts:
-        asked = [
-            (code(status), _STATUSES.get(status, ""), count)
-            for status, count in sorted(facts.source.attempts.items(), key=lambda pair: (-pair[1], pair[0]))
-        ]
-        total = sum(facts.source.attempts.values())
-        parts.append(f"The run {code(facts.source.name)} sent {total:,} requests to its models.")
-        parts.append(table(("Outcome", "Meaning", "Requests"), asked))
+    parts = [*_request_table(facts.source)]
     if facts.source.rejections:
-        total = sum(facts.source.rejections.values())
-        parts.append(f"{total:,} samples of the run became no row here.")
+        number = counted(sum(facts.source.rejections.values()), "sample")
+        if facts.row is RejectedRecord:
+            fate = "Those of which there is a picture are the rows of this set."
+        elif facts.negatives.num_rows:
+            fate = f"Those of which there is a picture are in the configurations that end in `{NEGATIVES}`."
+        else:
+            fate = "None of them is part of this set."
+        parts.append(f"The run rejected {number}. {fate}")
         parts.append(count_table("Why a sample was rejected", facts.source.rejections, noun="Samples"))
     return "\n\n".join(parts)
+
+
+def _request_table(source: SourceFacts) -> Iterator[str]:
+    """A sentence, a table of requests by stage, model and outcome, and what the outcomes mean."""
+    counts = [(stage, model, found) for stage, models in source.requests.items() for model, found in models.items()]
+    total = sum((Counter(found) for _, _, found in counts), Counter[str]())
+    if not total:
+        return
+    statuses = sorted(total, key=lambda status: ([*_STATUSES].index(status) if status in _STATUSES else 99, status))
+    failed = counted(total.total() - total["ok"], "request")
+    yield (
+        f"{_name_of(source).replace('the', 'The', 1)} sent {counted(total.total(), 'request')} to its models; "
+        f"{failed} got no answer of use."
+    )
+    lines = [
+        (code(stage), code(model), *(found.get(status, 0) for status in statuses)) for stage, model, found in counts
+    ]
+    yield table(("What was asked for", "Model", *map(code, statuses)), lines)
+    yield bullets(*(f"{code(status)}: {_STATUSES[status]}" for status in statuses if status in _STATUSES))
 
 
 def _cost_and_dates(facts: CardFacts) -> str:
     rows, sentences = facts.rows, []
     if rows.first_created_at and rows.last_created_at:
+        what = "rows" if rows.num_photographs else "pictures"
         sentences.append(
-            f"The pictures were made between {prose(rows.first_created_at)} and {prose(rows.last_created_at)}."
+            f"The {what} were made between {prose(rows.first_created_at)} and {prose(rows.last_created_at)}."
         )
+    if rows.num_photographs:
+        sentences.append("When the photographs were taken is not recorded.")
     if rows.num_costs:
         each = rows.cost_usd / rows.num_costs
         sentences.append(
             f"Recorded cost: {dollars(rows.cost_usd)} US dollars over {counted(rows.num_costs, 'row')}, "
             f"{dollars(each)} a row."
         )
-    if facts.source.spent_usd is not None:
-        sentences.append(
-            f"The whole run cost {dollars(facts.source.spent_usd)} US dollars, answers that became no row included."
-        )
-    return " ".join(sentences) or "Neither dates nor costs were recorded."
+    sentences.append(_spent(facts.source))
+    return " ".join(filter(None, sentences)) or "Neither dates nor costs were recorded."
+
+
+def _spent(source: SourceFacts) -> str:
+    if source.spent_usd is None:
+        return ""
+    possibly = source.possibly_spent_usd
+    unknown = f", and at most {dollars(possibly)} more that is not known" if possibly else ""
+    return (
+        f"The whole run cost {dollars(source.spent_usd)} US dollars{unknown}; answers that became no row are included."
+    )
 
 
 def _notes(facts: CardFacts) -> str:
-    if not facts.source.notes:
-        return ""
-    notes = "\n".join(f"- {prose(note)}" for note in facts.source.notes)
-    return f"Of {code(facts.source.name)} as a whole:\n\n{notes}"
+    notes = bullets(*map(prose, facts.source.notes))
+    return f"Remarks on the data as a whole:\n\n{notes}" if notes else ""
 
 
 # ------------------------------------------------------------------ what they show
 
 
-def _coverage(rows: RowCounts) -> str:
-    """Tables of small vocabularies, plots of all."""
-    sections = [*_columns_coverage(rows, TAXONOMY_COLUMNS)]
-    if not sections:
-        sections = ["The rows name no objects, styles or other categories."]
-    if rows.resolutions:
-        sections.append(_one_column("Resolution", RESOLUTIONS, rows.resolutions, rows))
-    return "\n\n".join(sections)
-
-
-def _columns_coverage(rows: RowCounts, titles: Mapping[str, str]) -> Iterator[str]:
-    for column, title in titles.items():
-        if rows.values.get(column):
-            yield _one_column(f"{title} (`{column}`)", column, rows.values[column], rows)
-
-
-def _one_column(heading: str, name: str, counter: Counter[str], rows: RowCounts) -> str:
-    is_list = name.endswith("objects")
-    extent = "occurrences" if is_list else f"of {counted(rows.num_rows, 'row')}"
-    different = f"{len(counter):,} different value{'s' if len(counter) > 1 else ''} in {counter.total():,} {extent}."
-    parts = [f"### {heading}", different]
-    if len(counter) <= MAX_TABLE:
-        parts.append(count_table("Value", counter, noun="Occurrences" if is_list else "Rows"))
-    if name in plotted_columns(rows):
-        parts.append(f"![How often each value of {name} occurs]({PLOTS_DIR}/{name}.png)")
-    return "\n\n".join(parts)
-
-
 def _labels(facts: CardFacts) -> str:
-    """Who labelled, what came out, and how far it agrees with what is known."""
+    """Who labelled, what that took, what came out, and how far it agrees with what is known."""
     if not issubclass(facts.row, LabelledRecord):
         return ""
     models = facts.rows.values.get("label_model", Counter())
     parts = [
         "## Labels",
         "The columns `label_*` were filled in afterwards by a model that saw the prompt and the pictures, and not "
-        "what was known of the row. They are guesses; what was known when a row was made stands in the columns "
-        "without `label_`.",
+        "what was known of the row. They are the opinion of that model; what was known when a row was made stands in "
+        "the columns without `label_`.",
         count_table("Labelled by (`label_model`)", models, facts.rows.num_rows),
-        _agreement(facts.source.agreement),
-        *_columns_coverage(facts.rows, LABEL_COLUMNS),
+        *_labelling(facts.source.labelling),
+        _agreement(facts),
+        *describe_values(facts.rows, LABEL_COLUMNS),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _agreement(agreement: Mapping[str, list[int]]) -> str:
+def _labelling(run: SourceFacts | None) -> Iterator[str]:
+    """What the run that labelled the rows took."""
+    if run is None:
+        return
+    if run.taxonomy:
+        yield f"The model chose among the words of the taxonomy {code(run.taxonomy)}."
+    yield from _request_table(run)
+    if run.rejections:
+        yield count_table("Why a row got no labels", run.rejections)
+    yield _spent(run)
+
+
+def _agreement(facts: CardFacts) -> str:
     lines = [
         (code(column), compared, agreeing, f"{agreeing / compared:.1%}")
-        for column, (agreeing, compared) in agreement.items()
+        for column, (agreeing, compared) in facts.source.agreement.items()
         if compared
     ]
-    if not lines:
-        return "No row tells both a label and what was known, so how good the labels are is not known."
-    heading = "On rows of which both are known:"
-    return f"{heading}\n\n{table(('Column', 'Rows compared', 'Rows that agree', 'Share'), lines)}"
+    if lines:
+        heading = "On rows of which both are known:"
+        return f"{heading}\n\n{table(('Column', 'Rows compared', 'Rows that agree', 'Share'), lines)}"
+    known = facts.rows.values
+    if any(known.get(column.removeprefix("label_")) and known.get(column) for column in LABEL_COLUMNS):
+        return "How far the labels agree with what was known was not measured."
+    return "No row tells both a label and what was known, so how good the labels are is not known."
 
 
-# ------------------------------------------------------------------ columns and terms
+# ------------------------------------------------------------------ what to beware of
 
 
-def _columns(facts: CardFacts) -> str:
-    negatives = [name for name in facts.splits if name.endswith(NEGATIVES)]
-    parts = [_columns_table(features_of(facts, ""))]
-    if negatives and facts.row is not RejectedRecord:
-        extra = features_of(facts, negatives[0]).keys() - features_of(facts, "").keys()
-        missing = [name for name in features_of(facts, "") if name not in features_of(facts, negatives[0])]
-        names = join_words([f"`{name}` ({COLUMNS[name]})" for name in sorted(extra)])
-        without = f", and no {join_words([f'`{name}`' for name in missing])}" if missing else ""
-        parts.append(f"{join_words([f'`{name}`' for name in negatives])} have {names} besides{without}.")
-    return "\n\n".join(parts)
+def _limits(facts: CardFacts, everything: RowCounts) -> str:
+    which = "Pictures that a model made" if everything.num_photographs else "The pictures"
+    return bullets(
+        f"{which} are synthetic and carry the biases of the models that made them: who and what is shown, how often, "
+        "and how. They are evidence of nothing; people and places in them may resemble real ones."
+        if everything.num_rows > everything.num_photographs
+        else "What the photographs show, and how often, follows from how they were collected.",
+        "Packing checks files, not meaning: a picture need not show what its text says.",
+        _marks_of_origin(facts),
+    )
 
 
-def _columns_table(features: Features) -> str:
-    rows = ((f"`{name}`", _type_name(feature), COLUMNS[name]) for name, feature in features.items())
-    return table(("Column", "Type", "What it holds"), rows)
-
-
-def _type_name(feature: Any) -> str:
-    if isinstance(feature, List):
-        return f"list of {_type_name(feature.feature)}"
-    if isinstance(feature, dict):
-        return f"{_type_name(next(iter(feature.values())))} by name"
-    return {Image: "image", Json: "JSON"}.get(type(feature)) or feature.dtype
-
-
-def _licenses(facts: CardFacts) -> str:
-    counts = facts.rows.licenses + facts.negatives.licenses
-    pairs = [
-        (*json.loads(pair), count) for pair, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    ]
-    if not any(name for _, name, _ in pairs):
-        return "The rows name no licence. Whoever publishes this data has to choose one that the terms below allow."
-    lines = [(code(origin), code(name) if name else "none stated", count) for origin, name, count in pairs]
-    parts = [
-        "The column `license` states the licence of each row.",
-        table(("Origin (`origin`)", "Licence (`license`)", "Rows"), lines),
-        *_source_licenses(facts.rows.values),
-    ]
-    return "\n\n".join(parts)
-
-
-def _source_licenses(values: Mapping[str, Counter[str]]) -> Iterable[str]:
-    licenses = values.get("source_license")
-    if licenses:
-        yield count_table("Licence of the source pictures (`source_license`)", licenses)
+def _marks_of_origin(facts: CardFacts) -> str:
+    if facts.encoding is not None:
+        return (
+            "Every picture was encoded anew: signed records of origin that a service put into its files (C2PA) are "
+            "gone, and what was written into the pixels, as watermarks are, may have suffered."
+        )
+    return (
+        "Packing encoded no picture anew: marks of origin (C2PA, watermarks) that the files had are still in them. "
+        "Which files had any was not looked at."
+    )

@@ -8,7 +8,7 @@ Writes: `OUT`, and what `row_labelling.py` writes into `RUN`.
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,11 +28,14 @@ from sharegpt4o_image.builders.row_source import RowPlan, RowSource, SourceFacts
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.schema import TASKS, LabelledRecord, Record, RejectedRecord, Task, content_id
 from sharegpt4o_image.synthesis.config import SynthesisConfig
-from sharegpt4o_image.synthesis.labelling import Labels
+from sharegpt4o_image.synthesis.labelling import MAX_NAME_LENGTH
 from sharegpt4o_image.synthesis.planning import StagePlan, plan_labelling
 
 SHOWN_BYTES = 40_000  # a picture as it is shown, more or less (our choice)
 _MOST_DROPPED = 10  # names of objects that a summary lists
+_NOT_IN_JSON = ("agreement", "labels", "dropped", "facts")  # parts of `Labelling` that a summary gives otherwise
+
+LABEL_COLUMNS = tuple(name for name in LabelledRecord.model_fields if name not in Record.model_fields)
 
 
 # --------------------------------------------------------------------------- what was done
@@ -56,14 +59,16 @@ class EnrichmentSummary:
         """One line of JSON."""
         done = self.labelling
         columns = done.agreement.columns
-        kept = {name: value for name, value in vars(done).items() if name not in ("agreement", "labels", "dropped")}
+        kept = {name: value for name, value in vars(done).items() if name not in _NOT_IN_JSON}
         return json.dumps(
             kept
             | {
                 "run_dir": str(self.run_dir),
                 "out_dir": None if self.out_dir is None else str(self.out_dir),
                 "dropped_objects": done.dropped.total(),
-                "most_dropped": dict(done.dropped.most_common(_MOST_DROPPED)),
+                "most_dropped": {
+                    name[:MAX_NAME_LENGTH]: count for name, count in done.dropped.most_common(_MOST_DROPPED)
+                },
                 "agreement": {name: column.to_dict() for name, column in columns.items()},
                 "seconds": self.seconds,
             }
@@ -73,11 +78,13 @@ class EnrichmentSummary:
         """A few lines for people."""
         done = self.labelling
         lines = [f"{done.labelled[task]:,} of {count:,} {task} rows have labels" for task, count in done.rows.items()]
-        lines += [f"no labels for {count:,}: {reason}" for reason, count in done.unlabelled.most_common()]
-        lines += [f"unfinished {count:,}: {reason}" for reason, count in done.unfinished.items()]
+        lines += [f"no labels for {count:,}: {_plain(reason)}" for reason, count in done.unlabelled.most_common()]
+        lines += [f"unfinished {count:,}: {_plain(reason)}" for reason, count in done.unfinished.items()]
         if done.dropped:
-            names = ", ".join(json.dumps(name, ensure_ascii=False) for name, _ in done.dropped.most_common(3))
-            lines.append(f"dropped {done.dropped.total():,} names of objects that the taxonomy lacks, such as {names}")
+            names = ", ".join(_plain(name[:MAX_NAME_LENGTH]) for name, _ in done.dropped.most_common(3))
+            lines.append(
+                f"dropped {done.dropped.total():,} names of objects that cannot be published, such as {names}"
+            )
         lines += [f"{name}: {column.to_text()}" for name, column in done.agreement.columns.items()]
         lines.append(f"{done.new_attempts:,} requests just now, {_money(done)}, in {self.seconds:.1f} s")
         return "\n".join([*lines, *self._what_next()])
@@ -94,6 +101,11 @@ class EnrichmentSummary:
             yield f"wrote {self.out_dir}"
 
 
+def _plain(text: str) -> str:
+    """A text for the terminal: control and bidirectional characters are escaped."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 def _money(done: Labelling) -> str:
     lost = f", at most {done.possibly_spent_usd:.2f} more is unknown" if done.possibly_spent_usd else ""
     return f"{done.spent_usd:.2f} USD spent by the run{lost}"
@@ -105,20 +117,21 @@ def _money(done: Labelling) -> str:
 class LabelledSet:
     """The rows of a source with labels beside what was known when they were made.
 
-    A row that has no labels keeps those that it came with. Negatives are passed on as they are.
+    New labels replace all that a row came with; a row without new ones keeps what it has. Negatives, and rows that
+    were kept out of the source, are passed on as they are.
 
     Args:
         source (`RowSource`): the rows.
-        labels (`dict`): location of a row -> its labels.
-        agreement (`dict`): for the card: column -> `[rows that agree, rows compared]`.
+        labelling ([`Labelling`]): their labels, and what is to be said of them.
     """
 
     row: type[Record] = LabelledRecord
 
-    def __init__(self, source: RowSource, labels: Mapping[str, Labels], agreement: Mapping[str, list[int]]) -> None:
+    def __init__(self, source: RowSource, labelling: Labelling) -> None:
+        self.folder = source.folder
+        self.has_looked = source.has_looked
         self._source = source
-        self._labels = labels
-        self._agreement = dict(agreement)
+        self._labelling = labelling
 
     def plan(self) -> Iterator[RowPlan]:
         """Every row; one whose labels have changed has changed."""
@@ -134,16 +147,26 @@ class LabelledSet:
         return LabelledRecord(**(dict(record) | self._columns_of(plan)))
 
     def _columns_of(self, plan: RowPlan) -> dict[str, Any]:
-        labels = self._labels.get(plan.location)
-        return labels.columns() if labels is not None else {}
+        labels = self._labelling.labels.get(plan.location)
+        return {} if labels is None else dict.fromkeys(LABEL_COLUMNS) | labels.columns()
 
     def facts(self) -> SourceFacts:
-        """Those of the source, and how far the labels agree with what was known."""
-        return replace(self._source.facts(), agreement=self._agreement)
+        """Those of the source and of the run that labelled it, and how far the labels agree with what was known."""
+        facts, new = self._source.facts(), self._labelling.facts
+        agreement = self._labelling.agreement.for_card()
+        return replace(
+            facts, agreement=agreement, labelling=new, notes=(*facts.notes, *_on_older(facts.labelling, new))
+        )
 
     def close(self) -> None:
         """Close the source."""
         self._source.close()
+
+
+def _on_older(old: SourceFacts | None, new: SourceFacts | None) -> Iterator[str]:
+    """A note on the labels that rows came with."""
+    if old is not None and new is not None and old.name != new.name:
+        yield f"Where the run {new.name} gave no labels, rows keep those of the run {old.name}."
 
 
 # --------------------------------------------------------------------------- the verb
@@ -161,8 +184,9 @@ def enrich_dataset(
 ) -> EnrichmentSummary:
     """Have a model label the rows of a packed set, and write the set anew with the labels.
 
-    Pictures keep their bytes and rows their order. Nothing that was answered is asked or paid again. Ctrl-C ends the
-    requests in flight, keeps their answers and writes no set; a spent budget leaves the other rows without labels.
+    Pictures keep their bytes and rows their order. Nothing that was answered is asked or paid again, and every label
+    that the run holds is in the set. Ctrl-C ends the requests in flight, keeps their answers and writes no set; a
+    spent budget leaves the other rows as they came.
 
     Args:
         dataset (`Path`): a folder that `pack` wrote.
@@ -175,24 +199,24 @@ def enrich_dataset(
         on_progress (callable, *optional*): called with a number of steps done, and their total; a row takes two.
     """
     started = time.monotonic()
+    _refuse_unwritable_names(dataset, out_dir, run_dir)
     _refuse_overlap(dataset, out_dir, run_dir)
     refuse_foreign(out_dir.resolve())
     source = _open_set(dataset)
     plans = list(source.plan())
-    report = _Report(on_progress, len(rows_to_label(plans, limit)) + len(plans))
+    num_to_ask = len(rows_to_label(plans, limit))
+    report = _Report(on_progress, num_to_ask + sum(plan.fault is None for plan in plans))
     labelling = label_rows(
         source, run_dir, config, limit=limit, budget_usd=budget_usd, on_progress=lambda done, _: report(done)
     )
     seconds = round(time.monotonic() - started, 3)
     if labelling.is_interrupted:
         return EnrichmentSummary(run_dir, None, labelling, seconds)
-    labelled = LabelledSet(source, labelling.labels, labelling.agreement.for_card())
-    num_labelled = labelling.rows.total()
     pack(
-        labelled,
+        LabelledSet(source, labelling),
         out_dir,
         includes_negatives=any(plan.is_negative for plan in plans),
-        on_progress=lambda done, _: report(num_labelled + done),
+        on_progress=lambda done, _: report(num_to_ask + done),
     )
     return EnrichmentSummary(run_dir, out_dir, labelling, round(time.monotonic() - started, 3))
 
@@ -204,6 +228,15 @@ class _Report:
     def __call__(self, done: int) -> None:
         if self._on_progress is not None:
             self._on_progress(done, self._total)
+
+
+def _refuse_unwritable_names(*folders: Path) -> None:
+    """Cards and summaries name the folders, in UTF-8."""
+    for folder in folders:
+        try:
+            f"{folder} {folder.resolve()}".encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"the name of {str(folder)!a} is not UTF-8; rename or choose another folder") from error
 
 
 def _refuse_overlap(dataset: Path, out_dir: Path, run_dir: Path) -> None:
@@ -273,6 +306,7 @@ def plan_enrichment(
 
     Rows that the model has answered for in this run are left out; which ones is not looked at.
     """
+    _refuse_unwritable_names(dataset, run_dir)
     config = text_only(config or SynthesisConfig())
     teachers = load_checked_teachers(config)
     with closing(_open_set(dataset)) as source:

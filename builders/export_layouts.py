@@ -43,8 +43,17 @@ class Layout(Protocol):
     def close(self) -> None:
         """Write what is left."""
 
-    def card_configs(self) -> dict[str, tuple[str, Features | None]]:
-        """What `load_dataset(folder)` finds: name -> pattern of its files, and their columns if it must be told."""
+    def card_configs(self) -> dict[str, "CardConfig"]:
+        """What `load_dataset(folder)` finds, by name."""
+
+
+@dataclass(frozen=True)
+class CardConfig:
+    """What `load_dataset(folder)` finds under a name: pattern of files, rows, and the columns if it must be told."""
+
+    files: str
+    num_rows: int
+    features: Features | None = None
 
 
 class JanusJson:
@@ -57,7 +66,8 @@ class JanusJson:
 
     how_to = (
         "The layout of the release of ShareGPT-4o-Image, as its training script reads it: one JSON array for each "
-        "task, with the paths of pictures relative to this folder. It has no place for ids, categories, provenance. "
+        "task, with the paths of pictures relative to this folder. It has no place for ids, categories, provenance; "
+        "`license` is added where a row has one. "
         "Pictures that are no PNG keep their bytes and their own file extension."
     )
     own_files = re.compile(rf"text_(and_image_)?to_image(_negatives)?\.json|image(/(v2v_)?\d+{_PICTURE})?")
@@ -81,6 +91,7 @@ class JanusJson:
         }
         if is_edit:
             entry |= {"input_image": sources, "input_image_resolution": row.metadata.get("input_image_resolution")}
+        entry["license"] = row.metadata.get("license")
         known = {name: value for name, value in entry.items() if value is not None}
         self._file.write(self._before_row + json.dumps(known, ensure_ascii=False))
         self._before_row = ",\n"
@@ -95,7 +106,7 @@ class JanusJson:
         self._file.write("\n]\n" if self._num_pictures else "[]\n")
         self._file.close()
 
-    def card_configs(self) -> dict[str, tuple[str, Features | None]]:
+    def card_configs(self) -> dict[str, CardConfig]:
         return {}
 
 
@@ -110,6 +121,7 @@ class WebDataset:
         "Tar files for WebDataset: `ID.output.png` is the picture, `ID.source.png` what was edited (`ID.source0.png`, "
         "... where there are several), `ID.json` all other columns.\n\n"
         "```python\n"
+        "from datasets import load_dataset\n\n"
         'load_dataset("PATH/TO/THIS/FOLDER", "{config}", split="{split}")  # with the types that stand above\n'
         'load_dataset("webdataset", data_files="PATH/TO/THIS/FOLDER/{config}-[0-9]*.tar")  # types are guessed\n'
         "```\n\n"
@@ -146,11 +158,12 @@ class WebDataset:
         for series in self._series.values():
             series.close()
 
-    def card_configs(self) -> dict[str, tuple[str, Features | None]]:
+    def card_configs(self) -> dict[str, CardConfig]:
         key_features = {"__key__": Value("string"), "__url__": Value("string")}
         return {
-            series.name: (
+            series.name: CardConfig(
                 f"{series.name}-[0-9]*.tar",
+                series.num_rows,
                 Features({field: Image() for field in fields} | {"json": {**self._features}} | key_features),
             )
             for fields, series in sorted(self._series.items())
@@ -177,6 +190,7 @@ class _TarSeries:
 
     def __init__(self, folder: Path, name: str, tar_bytes: int):
         self.name = name
+        self.num_rows = 0
         self._folder = folder
         self._tar_bytes = tar_bytes
         self._held: list[_Sample] = []
@@ -185,6 +199,7 @@ class _TarSeries:
         self._tar: tarfile.TarFile | None = None
 
     def write(self, sample: _Sample) -> None:
+        self.num_rows += 1
         if sample.filled <= self._shown or len(self._held) == MAX_HELD:
             _add(self._tar_with_room(sample.num_bytes), sample)
             return
@@ -244,6 +259,7 @@ class ImageFolder:
     how_to = (
         "A folder for `imagefolder` of `datasets`: `metadata.parquet` has all columns, with the paths of pictures.\n\n"
         "```python\n"
+        "from datasets import load_dataset\n\n"
         'load_dataset("PATH/TO/THIS/FOLDER", "{config}", split="{split}")\n'
         'load_dataset("imagefolder", data_dir="PATH/TO/THIS/FOLDER/{config}")\n'
         "```"
@@ -252,6 +268,7 @@ class ImageFolder:
 
     def __init__(self, folder: Path, config: str, features: Features):
         self._config = config
+        self._num_rows = 0
         self._folder = folder / config
         self._folder.mkdir()
         columns = {"input_image_file_names": List(Value("string")), "output_image_file_name": Value("string")}
@@ -261,12 +278,13 @@ class ImageFolder:
         output, *sources = _write_sorted(self._folder, row)
         names = {"input_image_file_names": sources, "output_image_file_name": output}
         self._metadata.write({**row.metadata, **names}, len(json.dumps(row.metadata)))
+        self._num_rows += 1
 
     def close(self) -> None:
         self._metadata.close()
 
-    def card_configs(self) -> dict[str, tuple[str, Features | None]]:
-        return {self._config: (f"{self._config}/**", None)}
+    def card_configs(self) -> dict[str, CardConfig]:
+        return {self._config: CardConfig(f"{self._config}/**", self._num_rows)}
 
 
 class Messages:
@@ -285,6 +303,7 @@ class Messages:
         "answers with a picture. `images` holds their paths, relative to this folder, in the order of the `image` "
         "parts.\n\n"
         "```python\n"
+        "from datasets import Image, List, load_dataset\n\n"
         'rows = load_dataset("json", data_files="messages.jsonl", split="train")  # from within this folder\n'
         'rows = rows.cast_column("images", List(Image()))  # for TRL\n'
         "```\n\n"
@@ -315,12 +334,14 @@ class Messages:
             "id": row.id,
             "task": row.metadata["task"],
         }
+        if row.metadata.get("license") is not None:
+            line["license"] = row.metadata["license"]
         self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
         self._file.close()
 
-    def card_configs(self) -> dict[str, tuple[str, Features | None]]:
+    def card_configs(self) -> dict[str, CardConfig]:
         return {}
 
 

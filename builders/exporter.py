@@ -22,7 +22,9 @@ from datasets import DatasetInfo
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData
 
-from sharegpt4o_image.builders.export_layouts import ImageFolder, JanusJson, Layout, Messages, WebDataset
+from sharegpt4o_image.builders.card_metadata import license_fields
+from sharegpt4o_image.builders.card_text import code, counted, limited, prose, ranked, table
+from sharegpt4o_image.builders.export_layouts import CardConfig, ImageFolder, JanusJson, Layout, Messages, WebDataset
 from sharegpt4o_image.builders.export_rows import RowRefused, StoredRows, open_rows, read_row
 from sharegpt4o_image.builders.staging import staged_folder
 from sharegpt4o_image.errors import UserError
@@ -41,7 +43,14 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass
 class ExportSummary:
-    """What was written: rows of each configuration, pictures and their bytes; reason -> rows that were left out."""
+    """What was written.
+
+    Args:
+        rows (`dict`): configuration -> rows.
+        num_pictures (`int`), num_bytes (`int`): pictures, and what they take.
+        skipped (`Counter`): reason -> rows that were left out.
+        licenses (`Counter`): `origin` and `license` as a JSON list -> rows.
+    """
 
     out_dir: Path
     to: str
@@ -49,23 +58,21 @@ class ExportSummary:
     num_pictures: int = 0
     num_bytes: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
+    licenses: Counter[str] = field(default_factory=Counter)
 
     def to_json(self) -> str:
         """The summary as one line of JSON."""
-        return json.dumps({**vars(self), "out_dir": str(self.out_dir)})
+        shown = {name: value for name, value in vars(self).items() if name != "licenses"}
+        return json.dumps(shown | {"out_dir": str(self.out_dir)})
 
     def to_text(self) -> str:
         """The summary for people."""
-        lines = [f"{config}: {_count_rows(count)}" for config, count in self.rows.items()]
+        lines = [f"{config}: {counted(count, 'row')}" for config, count in self.rows.items()]
         lines.append(f"{self.num_pictures:,} pictures, {self.num_bytes / 1e6:,.2f} MB, in {self.out_dir} ({self.to})")
         if self.skipped:
-            lines.append(f"{_count_rows(self.skipped.total())} left out, see {self.out_dir / SKIPPED}:")
+            lines.append(f"{counted(self.skipped.total(), 'row')} left out, see {self.out_dir / SKIPPED}:")
             lines += [f"  {count:,}: {reason}" for reason, count in self.skipped.most_common()]
         return "\n".join(lines)
-
-
-def _count_rows(number: int) -> str:
-    return f"{number:,} row{'' if number == 1 else 's'}"
 
 
 def export_dataset(
@@ -128,7 +135,7 @@ class _Export:
 
     def run(self, layout: type[Layout], split: str, dataset: str) -> ExportSummary:
         """Write all configurations, then the README."""
-        card: dict[str, Any] = {}
+        card: dict[str, CardConfig] = {}
         for part in self._parts:
             with closing(layout(self._folder, part.config, part.metadata_features)) as writer:
                 self._write_rows(part, writer)
@@ -158,6 +165,7 @@ class _Export:
         self._ids.add(row.id)
         writer.write(row)
         self._summary.rows[config] += 1
+        self._summary.licenses[json.dumps([row.metadata.get("origin"), row.metadata.get("license")])] += 1
         self._summary.num_pictures += len(row.pictures)
         self._summary.num_bytes += sum(len(picture.data) for picture in row.pictures.values())
 
@@ -168,32 +176,57 @@ class _Export:
 
 
 def render_readme(
-    summary: ExportSummary, layout: type[Layout], card: dict[str, Any], dataset_name: str, split: str
+    summary: ExportSummary, layout: type[Layout], card: dict[str, CardConfig], dataset_name: str, split: str
 ) -> str:
     """What the folder is and how it is used; its YAML tells `load_dataset` configurations and columns."""
     first = next(iter(card or summary.rows))
-    counts = ", ".join(f"{count:,} of `{config}`" for config, count in summary.rows.items())
+    rows = {name: config.num_rows for name, config in card.items()} or summary.rows
+    counts = ", ".join(f"{count:,} of `{config}`" for config, count in rows.items())
     left_out = f" Left out: {summary.skipped.total():,}, see `{SKIPPED}`." if summary.skipped else ""
     body = [
         _marker(summary.to),
-        f"# {dataset_name} as {summary.to}",
+        f"# {prose(dataset_name)} as {summary.to}",
         f"Rows of the split `{split}`: {counts}.{left_out}",
         layout.how_to.replace("{config}", first).replace("{split}", split),
+        "## Origin and licence",
+        _origin_and_license(summary, dataset_name),
     ]
-    return _front_matter(card, split) + "\n\n".join(body) + "\n"
+    return _front_matter(card, split, _licenses(summary)) + "\n\n".join(body) + "\n"
 
 
-def _front_matter(configs: dict[str, Any], split: str) -> str:
-    if not configs:
-        return ""
+def _origin_and_license(summary: ExportSummary, dataset_name: str) -> str:
+    pairs = [(*json.loads(pair), count) for pair, count in ranked(summary.licenses)]
+    lines = [(_or_none(origin), _or_none(name), count) for origin, name, count in pairs]
+    return (
+        f"Exported from the data set {code(dataset_name)}. Its card says which models made the rows and how, and "
+        "whose terms apply besides the licence; what it says holds for this folder, too.\n\n"
+        + table(("Origin", "Licence", "Rows"), limited(lines))
+    )
+
+
+def _or_none(text: str | None) -> str:
+    return "none stated" if text is None else code(text)
+
+
+def _licenses(summary: ExportSummary) -> set[str | None]:
+    return {json.loads(pair)[1] for pair in summary.licenses}
+
+
+def _front_matter(configs: dict[str, CardConfig], split: str, licenses: set[str | None]) -> str:
+    """YAML; a licence is stated there only where all rows name it."""
     card = DatasetCardData()
-    card["configs"] = [
-        {"config_name": name, "data_files": [{"split": split, "path": pattern}]}
-        for name, (pattern, _) in configs.items()
-    ]
-    infos = {name: DatasetInfo(features=features) for name, (_, features) in configs.items() if features}
+    if len(licenses) == 1:
+        for name, value in license_fields(*licenses).items():
+            card[name] = value
+    if configs:
+        card["configs"] = [
+            {"config_name": name, "data_files": [{"split": split, "path": config.files}]}
+            for name, config in configs.items()
+        ]
+    infos = {name: DatasetInfo(features=config.features) for name, config in configs.items() if config.features}
     DatasetInfosDict(infos).to_dataset_card_data(card)
-    return f"---\n{yaml.safe_dump(card.to_dict(), sort_keys=False, allow_unicode=True)}---\n\n"
+    content = card.to_dict()
+    return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---\n\n" if content else ""
 
 
 def _marker(to: str) -> str:

@@ -24,7 +24,9 @@ from PIL import Image, ImageOps
 from pyarrow import ArrowException
 
 from sharegpt4o_image.builders.pack_plan import CONFIGS
+from sharegpt4o_image.builders.packed_set import PackedSet
 from sharegpt4o_image.errors import UserError
+from sharegpt4o_image.synthesis.journal import without_particulars
 from sharegpt4o_image.synthesis.pictures import open_picture
 
 TEMPLATE = Path(__file__).with_name("gallery.html")
@@ -32,7 +34,6 @@ MARK = '<meta name="generator" content="sharegpt4o-image gallery">'  # by which 
 
 WEBP_QUALITY = 75  # 320 pixels of a photograph take about 15 kB (our choice)
 
-_SHARD = re.compile(r"(?P<split>[a-z][a-z0-9_]*)-\d+-of-\d+\.parquet")
 _JSON_COLUMNS = ("image_params", "usage")  # stored as text
 _PICTURES = ("input_image", "output_image")
 _STRATA = ("edit_category", "pipeline", "label_edit_category")  # the first that a row has
@@ -46,12 +47,7 @@ class _Place:
     path: Path
     group: int
     row: int
-
-    @property
-    def split(self) -> str:
-        match = _SHARD.fullmatch(self.path.name)
-        assert match is not None  # `_find_shards` looked
-        return match["split"]
+    split: str
 
 
 def write_gallery(dataset: Path, output: Path, *, limit: int = 200, side: int = 320, seed: int = 0) -> Path:
@@ -72,10 +68,10 @@ def write_gallery(dataset: Path, output: Path, *, limit: int = 200, side: int = 
             Draws the rows.
     """
     _refuse_foreign(output)
-    shards = list(_find_shards(dataset))
-    places, num_rows = _choose(shards, limit, seed)
+    title = _title_of(dataset)
+    places, num_rows = _choose(PackedSet(dataset).shards, limit, seed)
     rows = [_shown(place, raw, side) for place, raw in _read_rows(places)]
-    page = render_page(dataset.resolve().name, rows, num_rows)
+    page = render_page(title, rows, num_rows)
     unfinished = output.with_name(f".{output.name}.unfinished")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -93,25 +89,19 @@ def _refuse_foreign(output: Path) -> None:
         raise UserError(f"{output} is not a gallery; remove it, or choose another file with --output")
 
 
-def _find_shards(dataset: Path) -> Iterator[tuple[int, Path]]:
-    """Number of the configuration, and path, of every file with rows."""
-    if not (dataset / "README.md").is_file():
-        raise UserError(f"{dataset} is no data set that `sharegpt4o-image pack` wrote; name one, or pack it again")
-    shards = [
-        (number, path)
-        for number, config in enumerate(CONFIGS)
-        for path in sorted((dataset / config).glob("*.parquet"))
-        if _SHARD.fullmatch(path.name)
-    ]
-    if not shards:
-        raise UserError(f"{dataset} holds no data files; `sharegpt4o-image pack` writes a data set")
-    yield from shards
+def _title_of(dataset: Path) -> str:
+    name = dataset.resolve().name
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the name of the folder {name!r} is not UTF-8; rename the folder") from error
+    return name
 
 
 # --------------------------------------------------------------------------- which rows
 
 
-def _choose(shards: list[tuple[int, Path]], limit: int, seed: int) -> tuple[list[_Place], int]:
+def _choose(shards: list[tuple[str, str, Path]], limit: int, seed: int) -> tuple[list[_Place], int]:
     """Places of the rows to show, in their order; and how many rows there are."""
     drawn: dict[tuple[int, str], list[tuple[int, _Place]]] = {}  # stratum -> its rows with the least lots, as a heap
     num_rows = 0
@@ -130,13 +120,13 @@ def _choose(shards: list[tuple[int, Path]], limit: int, seed: int) -> tuple[list
     return sorted(in_turn[:limit]), num_rows
 
 
-def _iter_strata(shards: list[tuple[int, Path]]) -> Iterator[tuple[_Place, dict[str, Any]]]:
-    for config, path in shards:
+def _iter_strata(shards: list[tuple[str, str, Path]]) -> Iterator[tuple[_Place, dict[str, Any]]]:
+    for config, split, path in shards:
         with _opened(path) as file:
             columns = [name for name in ("id", *_STRATA) if name in file.schema_arrow.names]
             for group in range(file.num_row_groups):
                 for index, row in enumerate(file.read_row_group(group, columns=columns).to_pylist()):
-                    yield _Place(config, path, group, index), row
+                    yield _Place(CONFIGS.index(config), path, group, index, split), row
 
 
 def _read_rows(places: list[_Place]) -> Iterator[tuple[_Place, dict[str, Any]]]:
@@ -177,6 +167,7 @@ def _shown(place: _Place, raw: dict[str, Any], side: int) -> dict[str, Any]:
     return {
         "config": CONFIGS[place.config],
         "split": place.split,
+        "reason": without_particulars(raw["reject_reason"]) if raw.get("reject_reason") else None,
         "columns": {name: value for name, value in columns.items() if value not in (None, [], {})},
         "sources": [_thumbnail(picture, side) for picture in raw["input_image"] or ()],
         "output": _thumbnail(raw["output_image"], side),
@@ -187,6 +178,8 @@ def _in_json(value: Any) -> Any:
     """The value, with numbers that JSON lacks as text."""
     if isinstance(value, dict):
         return {name: _in_json(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_in_json(part) for part in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -2,7 +2,8 @@
 """Labels beside what was known when the rows were made -> how far they agree, column by column.
 
 A row is compared in a column where the truth is known and is a word of the vocabulary that the labels are taken from;
-a truth outside of it no label could meet, and it is only counted.
+a truth outside of it no label could meet, and it is only counted. Objects are compared by the names that the taxonomy
+has for them; what else the model sees in a picture is neither right nor wrong.
 """
 
 from collections import Counter
@@ -110,19 +111,21 @@ class Agreement:
 
     def add(self, record: Record, labels: Labels) -> None:
         """Compare a row with its labels, where its truth is known."""
-        if record.objects:
-            self._add_objects(record.objects, labels.values["objects"])
+        if record.objects and "objects" in labels.values:
+            self._add_objects(record.objects, labels.values["objects"] or ())
         for name, column in self.words.items():
             truth = getattr(record, name)
             if truth is not None and name in labels.values:
                 self._add_word(column, self._known[name].get(truth.casefold()), labels.values[name])
 
     def _add_objects(self, truth: Iterable[str], labels: Iterable[str]) -> None:
-        known = {found for name in truth if (found := self._vocabulary.find_object(name)) is not None}
-        if known:
-            self.objects.add(known, set(labels))
+        if known := self._known_objects(truth):
+            self.objects.add(known, self._known_objects(labels))
         else:
             self.objects.num_outside += 1
+
+    def _known_objects(self, names: Iterable[str]) -> set[str]:
+        return {found for name in names if (found := self._vocabulary.find_object(name)) is not None}
 
     def _add_word(self, column: WordAgreement, truth: str | None, label: str | None) -> None:
         if truth is None:

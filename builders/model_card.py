@@ -16,7 +16,7 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from sharegpt4o_image.builders.card_metadata import license_fields
-from sharegpt4o_image.builders.card_text import code, literal, prose, table
+from sharegpt4o_image.builders.card_text import code, join_words, literal, prose, table
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 
@@ -131,6 +131,7 @@ def render_model_card(facts: ModelCardFacts) -> str:
         evaluation=_evaluation(facts),
         limits=_limits(facts),
         license=_license(facts),
+        terms=_terms(facts),
     )
     return re.sub(r"\n{3,}", "\n\n", text)
 
@@ -240,8 +241,23 @@ def _limits(facts: ModelCardFacts) -> str:
 
 def _license(facts: ModelCardFacts) -> str:
     if facts.license is None:
-        return "No licence is stated. Whoever publishes the weights has to choose one that the terms below allow."
+        return (
+            "No licence is stated. Whoever publishes the weights has to choose one that the terms of what they were "
+            "made from allow."
+        )
     return f"The weights are under {code(facts.license)}."
+
+
+def _terms(facts: ModelCardFacts) -> str:
+    """What applies besides the licence, by what the weights were made from."""
+    base = f"The terms of {code(facts.base_model)} apply besides." if facts.base_model else ""
+    data = (
+        f"The terms of {join_words([*map(code, facts.datasets)])} apply besides, and those of the services that made "
+        "the data. Several services forbid using their output to develop competing models; the card of a data set "
+        "names its services."
+    )
+    unknown = "" if facts.training else "What it was trained on is not recorded here, and may have terms of its own."
+    return _paragraphs(base, data if facts.datasets else "", "" if base or facts.datasets else unknown)
 
 
 def _paragraphs(*parts: str) -> str:

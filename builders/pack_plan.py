@@ -7,6 +7,9 @@ The plan follows from the source and the options alone, so that a run that was k
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import pyarrow
+
+from sharegpt4o_image import __version__
 from sharegpt4o_image.builders.light_variant import planned_bytes
 from sharegpt4o_image.builders.parquet_shards import FIRST_SHARD_BYTES, TEXT_BYTES
 from sharegpt4o_image.builders.row_source import ImageEncoding, RowPlan
@@ -56,6 +59,7 @@ class PlannedShard:
         """Changes when anything changes that the file depends on."""
         return content_id(
             row=row_name,
+            writer=[__version__, pyarrow.__version__],
             encoding=repr(options.encoding),
             row_group_bytes=options.row_group_bytes,
             rows=[[plan.id, plan.digest] for plan in self.rows],
@@ -68,6 +72,7 @@ class PackPlan:
 
     shards: list[PlannedShard] = field(default_factory=list)
     rejected: list[tuple[RowPlan, str]] = field(default_factory=list)
+    num_left_out: int = 0  # negatives that were not asked for
 
     @property
     def num_rows(self) -> int:
@@ -81,6 +86,7 @@ def make_plan(rows: Iterable[RowPlan], options: PackOptions) -> PackPlan:
     seen: set[str] = set()
     for row in rows:
         if row.is_negative and not options.includes_negatives:
+            plan.num_left_out += 1
             continue
         reason = row.fault or (REPEATED if row.id in seen else None)
         if reason is not None:
@@ -109,7 +115,12 @@ def _deal_out(rows: list[RowPlan], splits: list[str], options: PackOptions) -> l
     return [shard for key in ranked for shard in shards[key]]
 
 
+def _count_pictures(row: RowPlan) -> int:
+    """At least those that the task has."""
+    return max(len(row.pictures), 1 if row.task == "text_to_image" else 2)
+
+
 def row_bytes(row: RowPlan, encoding: ImageEncoding | None) -> int:
     """About how much a row takes in a file."""
-    pictures = row.num_bytes if encoding is None else planned_bytes(row.num_bytes, len(row.pictures) or 1, encoding)
+    pictures = row.num_bytes if encoding is None else planned_bytes(row.num_bytes, _count_pictures(row), encoding)
     return pictures + TEXT_BYTES

@@ -14,6 +14,7 @@
 `encode` may add `codes/`; packing again removes it, since codes belong to the rows they were made from.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -33,27 +34,34 @@ from sharegpt4o_image.builders.coverage_plots import write_plots
 from sharegpt4o_image.builders.croissant import write_croissant
 from sharegpt4o_image.builders.dataset_card import MARKER, render_card
 from sharegpt4o_image.builders.pack_plan import CONFIGS, NEGATIVES, PackOptions, PackPlan, PlannedShard, make_plan
-from sharegpt4o_image.builders.packed_set import SOURCE_FACTS
+from sharegpt4o_image.builders.packed_set import REJECTIONS, SOURCE_FACTS
 from sharegpt4o_image.builders.parquet_shards import ROW_GROUP_BYTES, SHARD_BYTES, ParquetFile
-from sharegpt4o_image.builders.row_source import ImageEncoding, RowSource
+from sharegpt4o_image.builders.row_source import ImageEncoding, RowSource, SourceFacts
 from sharegpt4o_image.builders.shard_writer import WORK, ShardNote, ShardWriter, count_reasons, rejection_of
 from sharegpt4o_image.builders.staging import staged_folder
 from sharegpt4o_image.errors import UserError
 
 OnProgress = Callable[[int, int], None]
 
-REJECTIONS = "rejections.parquet"
 REJECTION_COLUMNS = ("id", "task", "reason", "location", "input_prompt", "output_sha256", "image_model")
 REJECTION_FEATURES = Features({name: Value("string") for name in REJECTION_COLUMNS})
 
 
 @dataclass(frozen=True)
 class PackSummary:
-    """What `pack` wrote: configuration -> split -> counts, and reason -> rows that were kept out."""
+    """What `pack` wrote.
+
+    Args:
+        out_dir (`Path`): where.
+        splits (`dict`): configuration -> split -> what it holds.
+        rejections (`Counter`): reason -> rows that were kept out.
+        num_left_out (`int`): refused pictures that were not asked for.
+    """
 
     out_dir: Path
     splits: dict[str, dict[str, SplitCounts]]
     rejections: Counter[str]
+    num_left_out: int = 0
 
     @property
     def configs(self) -> dict[str, SplitCounts]:
@@ -66,7 +74,8 @@ class PackSummary:
             name: asdict(total) | {"splits": {split: asdict(counts) for split, counts in self.splits[name].items()}}
             for name, total in self.configs.items()
         }
-        return json.dumps({"out_dir": str(self.out_dir), "configs": configs, "rejections": self.rejections})
+        own = {"out_dir": str(self.out_dir), "rejections": self.rejections, "left_out": self.num_left_out}
+        return json.dumps(own | {"configs": configs})
 
     def to_text(self) -> str:
         """The summary for people, ending with the line of Python that loads the data set."""
@@ -78,6 +87,8 @@ class PackSummary:
         ]
         if self.rejections:
             lines.append(f"{counted(self.rejections.total(), 'row')} kept out, see {self.out_dir / REJECTIONS}")
+        if self.num_left_out:
+            lines.append(f"{counted(self.num_left_out, 'refused picture')} left out; --include-negatives packs them")
         config, splits = next(iter(self.splits.items()))
         lines.append(f'load_dataset("{self.out_dir}", "{config}", split="{next(iter(splits))}")')
         return "\n".join(lines)
@@ -135,10 +146,12 @@ def pack(
     options = PackOptions(splits or {}, includes_negatives, encoding, shard_bytes, row_group_bytes)
     with closing(source):
         refuse_foreign(target)
+        _refuse_source(source, target)
         plan = make_plan(source.plan(), options)
         with staged_folder(target, keeps_unfinished=True) as folder:
             facts = _write_set(source, plan, options, folder, target.name, on_progress)
-    return PackSummary(out_dir, facts.splits, facts.rejections)
+            refuse_foreign(target)  # nobody may have added anything meanwhile
+    return PackSummary(out_dir, facts.splits, facts.rejections, plan.num_left_out)
 
 
 def _write_set(
@@ -160,7 +173,7 @@ def _write_set(
     rejections = [rejection_of(row, reason) for row, reason in plan.rejected]
     rejections += [rejection for note in notes for rejection in note.rejections]
     splits, digests = _publish(plan.shards, notes, writer, folder)
-    source_facts = source.facts()
+    source_facts = _with_steps(source.facts(), options.encoding)
     facts = CardFacts(
         title=title,
         row=source.row,
@@ -169,7 +182,7 @@ def _write_set(
         negatives=_merged(plan.shards, notes, is_negative=True),
         rejections=count_reasons(rejections),
         source=source_facts,
-        encoding=options.encoding or source_facts.encoding,
+        encoding=source_facts.encoding,
     )
     if not facts.splits:
         shutil.rmtree(folder / WORK)
@@ -177,11 +190,19 @@ def _write_set(
     _write_rejections(folder / REJECTIONS, rejections)
     write_plots(folder, facts.rows)
     (folder / SOURCE_FACTS).parent.mkdir(exist_ok=True)
-    (folder / SOURCE_FACTS).write_text(replace(source_facts, encoding=facts.encoding).to_json(), encoding="utf-8")
+    (folder / SOURCE_FACTS).write_text(source_facts.to_json(), encoding="utf-8")
     (folder / "README.md").write_text(render_card(facts), encoding="utf-8")
     write_croissant(folder, digests=digests)
     shutil.rmtree(folder / WORK)
     return facts
+
+
+def _with_steps(facts: SourceFacts, encoding: ImageEncoding | None) -> SourceFacts:
+    """The facts of the new set: how its pictures were encoded last, and a note on what was done to them before."""
+    if encoding is None:
+        return facts
+    notes = facts.notes if facts.encoding is None else (*facts.notes, f"Before, the pictures were {facts.encoding}.")
+    return replace(facts, encoding=encoding, notes=notes)
 
 
 class _Progress:
@@ -216,6 +237,7 @@ def _publish(
             path = folder / config / f"{split}-{index:05d}-of-{len(members):05d}.parquet"
             _link(writer.path_of(shard), path)
             digests[path.relative_to(folder).as_posix()] = note.sha256
+            counts.sha256 = hashlib.sha256((counts.sha256 + note.sha256).encode()).hexdigest()
             counts.num_rows += note.num_rows
             counts.num_bytes += note.num_bytes
             counts.file_bytes += path.stat().st_size
@@ -251,12 +273,16 @@ def _write_rejections(path: Path, rejections: list[dict[str, Any]]) -> None:
 
 def _nothing_to_pack(rejections: Counter[str]) -> str:
     if not rejections:
-        return "there is no finished record to pack; let `sharegpt4o-image synthesize` finish some first"
+        return "there is no finished record to pack; `sharegpt4o-image synthesize` finishes some"
     [(reason, count)] = rejections.most_common(1)
-    return (
-        f"every record has a fault, {count:,} of {rejections.total():,} this one: {reason}; "
-        "look at the pictures of the source"
-    )
+    return f"every record has a fault, {count:,} of {rejections.total():,} this one: {reason}; look at the source"
+
+
+def _refuse_source(source: RowSource, target: Path) -> None:
+    """The folder that is read must outlive the one that is replaced."""
+    folder = source.folder and source.folder.resolve()
+    if folder is not None and (target == folder or target in folder.parents):
+        raise UserError(f"{target} holds what is packed; choose another folder with --output")
 
 
 def refuse_foreign(out_dir: Path) -> None:

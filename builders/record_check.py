@@ -2,15 +2,18 @@
 """Record -> what is wrong with it, in words, or nothing: the last gate before a row is published."""
 
 import hashlib
+import json
 
-from PIL import ImageOps, UnidentifiedImageError
-
+from sharegpt4o_image.builders.picture_look import NoPicture, look_at
 from sharegpt4o_image.schema import ImageFile, Record
-from sharegpt4o_image.synthesis.pictures import UnreadablePicture, open_picture
 
 
-def find_fault(record: Record) -> str | None:
+def find_fault(record: Record, decodes: bool = True) -> str | None:
     """The first reason to keep a record out of the data set, or `None` when every check holds.
+
+    Args:
+        record (`Record`): the row.
+        decodes (`bool`, *optional*, defaults to `True`): look at the pictures, too; a source may have done that.
 
     >>> find_fault(record.model_copy(update={"output_image": ImageFile(bytes=b"<html>", path="1.png")}))
     'output_image is unreadable: not a picture'
@@ -21,8 +24,22 @@ def find_fault(record: Record) -> str | None:
         return "input_image is given, but the task is text_to_image"
     if record.task == "text_and_image_to_image" and not record.input_image:
         return "input_image is missing"
+    if not _is_json(record.image_params) or not _is_json(record.usage):
+        return "image_params or usage hold what is no JSON"
     if record.output_sha256 not in (None, hashlib.sha256(record.output_image.bytes).hexdigest()):
         return "output_image does not have the recorded sha256"
+    return _find_picture_fault(record) if decodes else None
+
+
+def _is_json(value: object) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
+
+
+def _find_picture_fault(record: Record) -> str | None:
     fault = _image_fault("output_image", record.output_image, record.output_image_resolution)
     for index, image in enumerate(record.input_image):
         # one resolution is recorded, so with several input images it is the first one's
@@ -33,12 +50,13 @@ def find_fault(record: Record) -> str | None:
 
 def _image_fault(column: str, image: ImageFile, recorded: list[int] | None) -> str | None:
     try:
-        width, height = ImageOps.exif_transpose(open_picture(image.bytes)).size  # upright, as `datasets` shows it
-    except UnreadablePicture as error:
-        is_other = isinstance(error.__cause__, UnidentifiedImageError)
-        return f"{column} is unreadable: {'not a picture' if is_other else error}"
-    except Exception as error:  # Pillow's reader of EXIF lets anything through on broken data
-        return f"{column} is unreadable: {error}"
-    if recorded is not None and recorded != [width, height]:
-        return f"{column} is {width}x{height}, recorded as {'x'.join(map(str, recorded))}"
-    return None
+        size = look_at(image.bytes).size
+    except NoPicture as fault:
+        return f"{column} {fault}"
+    return None if recorded in (None, size) else size_fault(column, size, recorded or [])
+
+
+def size_fault(column: str, size: list[int], recorded: list[int]) -> str:
+    """What is said of a picture that is not of its recorded size; counts leave out what follows the colon."""
+    true, claimed = ("x".join(map(str, one)) for one in (size, recorded))
+    return f"{column} does not have the recorded size: it is {true}, not {claimed}"

@@ -8,6 +8,7 @@ packer knows every file that it will write before it writes the first one, and g
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from sharegpt4o_image.schema import Record, Task
@@ -62,6 +63,15 @@ class ImageEncoding:
     format: str | None  # `png`, `jpeg` or `webp`
     quality: int | None
 
+    def __str__(self) -> str:
+        """In words: `at most 512 pixels a side, stored as webp of quality 90`."""
+        parts = [
+            self.max_side and f"at most {self.max_side:,} pixels a side",
+            self.format and f"stored as {self.format}",
+        ]
+        quality = f" of quality {self.quality}" if self.quality else ""
+        return ", ".join(part for part in parts if part) + quality
+
 
 @dataclass(frozen=True)
 class SourceFacts:
@@ -73,6 +83,13 @@ class SourceFacts:
         attempts (`dict`): of a run, status -> number of requests (`ok`, `blocked`, `invalid`, `lost`, ...).
         rejections (`dict`): of a run, reason -> samples that became no record.
         spent_usd (`float`, *optional*): what all answers of a run cost, those of rejected samples included.
+        possibly_spent_usd (`float`, *optional*): what its requests of unknown outcome may have cost besides.
+        requests (`dict`): of a run, what it asked for -> model -> status -> number of requests; `prompt`, `image`,
+            `edit`, `judge`, ...
+        settings (`dict`): of a run, what decided the rows: `seed`, `prompt_params`, `image_params`, `edit_params`,
+            `gates` (of which `judge` may be one).
+        labelling (`SourceFacts`, *optional*): of labelled rows, the run that labelled them; its `taxonomy` has the
+            words of the labels.
         agreement (`dict`): of rows that were labelled, column -> `[rows that agree, rows compared]`.
         taxonomy (`str`, *optional*): of a run, the name of what its topics were drawn from.
         encoding (`ImageEncoding`, *optional*): of a set whose pictures were made smaller.
@@ -84,6 +101,10 @@ class SourceFacts:
     attempts: dict[str, int] = field(default_factory=dict)
     rejections: dict[str, int] = field(default_factory=dict)
     spent_usd: float | None = None
+    possibly_spent_usd: float | None = None
+    requests: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    labelling: "SourceFacts | None" = None
     agreement: dict[str, list[int]] = field(default_factory=dict)
     taxonomy: str | None = None
     encoding: ImageEncoding | None = None
@@ -97,14 +118,33 @@ class SourceFacts:
     def from_json(cls, text: str) -> "SourceFacts":
         """What `to_json` wrote."""
         content = json.loads(text)
-        encoding = content["encoding"] and ImageEncoding(**content["encoding"])
-        return cls(**(content | {"encoding": encoding, "notes": tuple(content["notes"])}))
+        if not isinstance(content, dict):
+            raise ValueError("no JSON object")
+        return cls._of(content)
+
+    @classmethod
+    def _of(cls, content: dict[str, Any]) -> "SourceFacts":
+        encoding, labelling = content.get("encoding"), content.get("labelling")
+        parts = {
+            "encoding": encoding and ImageEncoding(**encoding),
+            "labelling": labelling and cls._of(labelling),
+            "notes": tuple(content.get("notes", ())),
+        }
+        return cls(**(content | parts))
 
 
 class RowSource(Protocol):
-    """Rows in a fixed order; the same source gives the same plan."""
+    """Rows in a fixed order; the same source gives the same plan.
+
+    Args:
+        row (type): what the rows are.
+        folder (`Path`, *optional*): where the source lies, if that is a folder; it is never written over.
+        has_looked (`bool`): `load` has decoded every picture and compared its size.
+    """
 
     row: type[Record]
+    folder: Path | None
+    has_looked: bool
 
     def plan(self) -> Iterator[RowPlan]:
         """Every row, in the order in which they are published; no picture is read."""

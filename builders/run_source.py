@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The journal of a run as a source of rows; a run that is still going on may be read."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from sharegpt4o_image.schema import TASKS, GeneratedImage, Record, RejectedRecor
 from sharegpt4o_image.synthesis.blobs import MissingBlob
 from sharegpt4o_image.synthesis.journal import Item, Journal
 from sharegpt4o_image.synthesis.records import record_of
-from sharegpt4o_image.synthesis.status import TAXONOMY_FACT
+from sharegpt4o_image.synthesis.status import SETTINGS_FACT, TAXONOMY_FACT
 
 
 class RunSource:
@@ -21,10 +22,13 @@ class RunSource:
             rows of a set of their own.
     """
 
+    has_looked = False
+
     def __init__(self, run_dir: Path, is_rejected: bool = False):
         self.row: type[Record] = RejectedRecord if is_rejected else Record
         self._journal = Journal.open(run_dir)
-        self._run_dir = run_dir
+        self.folder: Path | None = run_dir
+        self._name = run_dir.resolve().name
         self._is_rejected = is_rejected
 
     def plan(self) -> Iterator[RowPlan]:
@@ -42,19 +46,12 @@ class RunSource:
         try:
             record = record_of(item.image, plan.task, self._journal.blobs)
         except MissingBlob as fault:
-            raise RowFault(str(fault).split(";")[0], item.image.prompt.text) from fault
+            raise RowFault("a picture is gone from the run", item.image.prompt.text) from fault
         return record if item.reason is None else RejectedRecord(**dict(record), reject_reason=item.reason)
 
     def facts(self) -> SourceFacts:
         """What the requests of the run came to."""
-        return SourceFacts(
-            kind="run",
-            name=self._run_dir.resolve().name,
-            attempts=dict(self._journal.count_attempts()),
-            rejections=dict(self._journal.count_rejections()),
-            spent_usd=self._journal.spent_usd(),
-            taxonomy=self._journal.read_fact(TAXONOMY_FACT),
-        )
+        return facts_of_run(self._journal, self._name)
 
     def close(self) -> None:
         """Close the journal."""
@@ -78,3 +75,21 @@ class RunSource:
             pictures=pictures,
             is_negative=is_negative,
         )
+
+
+def facts_of_run(journal: Journal, name: str) -> SourceFacts:
+    """What a journal says of a run as a whole."""
+    requests: dict[str, dict[str, dict[str, int]]] = {}
+    for stage, model, status, count in journal.count_requests():
+        requests.setdefault(stage, {}).setdefault(model, {})[status] = count
+    return SourceFacts(
+        kind="run",
+        name=name,
+        attempts=dict(journal.count_attempts()),
+        rejections=dict(journal.count_rejections()),
+        spent_usd=journal.spent_usd(),
+        possibly_spent_usd=journal.reserved_usd(),
+        requests=requests,
+        settings=json.loads(journal.read_fact(SETTINGS_FACT) or "{}"),
+        taxonomy=journal.read_fact(TAXONOMY_FACT),
+    )

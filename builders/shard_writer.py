@@ -7,6 +7,7 @@
 
 import hashlib
 import json
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +24,7 @@ from sharegpt4o_image.builders.parquet_shards import TEXT_BYTES, ParquetFile
 from sharegpt4o_image.builders.record_check import find_fault
 from sharegpt4o_image.builders.row_source import RowFault, RowPlan, RowSource
 from sharegpt4o_image.schema import Record, RejectedRecord, published_features
+from sharegpt4o_image.synthesis.journal import without_particulars
 
 WORK = ".work"
 NUM_THREADS = 8  # rows that are read and decoded at once, which is also what is in memory of them; our choice
@@ -36,6 +38,7 @@ class ShardNote:
         fingerprint (`str`): of the plan that it was written for.
         num_rows (`int`): rows in the file; there is no file when all were kept out.
         num_bytes (`int`): of the rows in memory.
+        file_bytes (`int`): size of the file.
         sha256 (`str`): of the file.
         counts (`RowCounts`): for the card.
         rejections (`list`): the rows that were kept out, as they stand in `rejections.parquet`.
@@ -44,6 +47,7 @@ class ShardNote:
     fingerprint: str
     num_rows: int
     num_bytes: int
+    file_bytes: int
     sha256: str
     counts: RowCounts
     rejections: list[dict[str, Any]]
@@ -84,8 +88,11 @@ class ShardWriter:
             note = ShardNote(**(content | {"counts": RowCounts.from_dict(content["counts"])}))
         except (OSError, ValueError, TypeError, KeyError):
             return None
-        is_there = note.num_rows == 0 or self.path_of(shard).exists()
-        return note if note.fingerprint == fingerprint and is_there else None
+        return note if note.fingerprint == fingerprint and self._is_whole(shard, note) else None
+
+    def _is_whole(self, shard: PlannedShard, note: ShardNote) -> bool:
+        path = self.path_of(shard)
+        return note.num_rows == 0 or (path.exists() and path.stat().st_size == note.file_bytes)
 
     def remove_others(self, shards: list[PlannedShard]) -> None:
         """Delete what an earlier run left that is no part of this plan."""
@@ -120,11 +127,13 @@ class ShardWriter:
         file.close()
         with unfinished.open("rb") as written:
             sha256 = hashlib.file_digest(written, "sha256").hexdigest()
+            os.fsync(written.fileno())  # the note must not survive a power cut that the file does not
         if file.num_rows:
             unfinished.replace(path)
         else:
             unfinished.unlink()
-        return ShardNote(fingerprint, file.num_rows, file.num_bytes, sha256, counts, rejections)
+        file_bytes = path.stat().st_size if file.num_rows else 0
+        return ShardNote(fingerprint, file.num_rows, file.num_bytes, file_bytes, sha256, counts, rejections)
 
     def _iter_loaded(self, plans: list[RowPlan]) -> Iterator[Record | dict[str, Any]]:
         """Rows in order, or their lines in the rejections; while one is written, the next ones are read."""
@@ -146,11 +155,14 @@ class ShardWriter:
             record = self._source.load(plan)
         except RowFault as fault:
             return rejection_of(plan, fault.reason, input_prompt=fault.input_prompt)
-        reason = find_fault(record)
+        known = {name: getattr(record, name) for name in ("input_prompt", "output_sha256", "image_model")}
+        reason = find_fault(record, decodes=not self._source.has_looked)
         if reason is not None:
-            known = {name: getattr(record, name) for name in ("input_prompt", "output_sha256", "image_model")}
             return rejection_of(plan, reason, **known)
-        return record if self._options.encoding is None else lighten(record, self._options.encoding)
+        try:
+            return record if self._options.encoding is None else lighten(record, self._options.encoding)
+        except RowFault as fault:
+            return rejection_of(plan, fault.reason, **known)
 
 
 def rejection_of(plan: RowPlan, reason: str, **known: str | None) -> dict[str, Any]:
@@ -160,8 +172,8 @@ def rejection_of(plan: RowPlan, reason: str, **known: str | None) -> dict[str, A
 
 
 def count_reasons(rejections: list[dict[str, Any]]) -> Counter[str]:
-    """How often each reason was given."""
-    return Counter(rejection["reason"] for rejection in rejections)
+    """How often each reason was given, particulars left out."""
+    return Counter(without_particulars(rejection["reason"]) for rejection in rejections)
 
 
 def stored_bytes(record: Record) -> int:

@@ -9,7 +9,7 @@ from sharegpt4o_image.builders.row_source import RowSource
 from sharegpt4o_image.builders.run_source import RunSource
 from sharegpt4o_image.builders.upstream_release import UpstreamRelease, is_upstream_release
 from sharegpt4o_image.errors import UserError
-from sharegpt4o_image.synthesis.journal import FILE_NAME
+from sharegpt4o_image.synthesis.run_folder import FILE_NAME
 
 
 def open_source(name: str, is_rejected: bool = False, on_member: Callable[[], None] = lambda: None) -> RowSource:
@@ -34,4 +34,7 @@ def open_source(name: str, is_rejected: bool = False, on_member: Callable[[], No
             f"{name} is not a run directory, nor an upstream release, nor a packed set; "
             "name one of them, or a repository as owner/name"
         )
-    return UpstreamRelease.open(name, on_member=on_member)
+    try:
+        return UpstreamRelease.open(name, on_member=on_member)
+    except UserError as error:
+        raise UserError(f"there is no folder {name}, and as a repository: {error}") from error

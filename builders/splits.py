@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Planned rows -> splits, by a hash of what they show: rows that share a picture are never parted.
 
-A row's split depends on its own pictures alone, so it stays when rows are added, and does not depend on their order.
+The split of a row that shares no picture with others stays when rows are added, and so does that of a row whose group
+of linked pictures stays the same. Pictures are told apart by content in a run, and by name in an upstream release.
 """
 
 import hashlib
@@ -12,7 +13,8 @@ from sharegpt4o_image.builders.row_source import RowPlan
 from sharegpt4o_image.errors import UserError
 
 TRAIN = "train"
-SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]*")
+SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_TAKEN = (TRAIN, "all")  # `datasets` reads "all" as every split
 
 
 def parse_splits(options: Sequence[str]) -> dict[str, float]:
@@ -24,13 +26,15 @@ def parse_splits(options: Sequence[str]) -> dict[str, float]:
     shares: dict[str, float] = {}
     for option in options:
         name, _, share = option.partition("=")
+        if name in shares:
+            raise UserError(f"--split names {name} twice; give each split once")
         try:
             shares[name] = float(share)
         except ValueError:
             raise UserError(f"--split {option} is no split; write NAME=SHARE, such as test=0.01") from None
-        if not SPLIT_NAME.fullmatch(name) or name == TRAIN or not 0 < shares[name] < 1:
+        if not SPLIT_NAME.fullmatch(name) or name in _TAKEN or not 0 < shares[name] < 1:
             raise UserError(
-                f"--split {option} is no split; give a lower-case name other than train, and a share between 0 and 1"
+                f"--split {option} is no split; give a short name in lower case, not train, and a share below 1"
             )
     if sum(shares.values()) >= 1:
         raise UserError("the shares of --split leave nothing for train; let them sum to less than 1")
@@ -50,7 +54,7 @@ def assign_splits(plans: Sequence[RowPlan], shares: Mapping[str, float]) -> list
 def _draw(group: str, shares: Mapping[str, float]) -> str:
     """The split that a hash falls into: the shares cover the beginning of [0, 1), `train` the rest."""
     position = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8]) / 2**64
-    for name, share in shares.items():
+    for name, share in sorted(shares.items()):
         if position < share:
             return name
         position -= share
@@ -58,7 +62,7 @@ def _draw(group: str, shares: Mapping[str, float]) -> str:
 
 
 def _group_by_pictures(plans: Sequence[RowPlan]) -> list[str]:
-    """For every row the picture that stands for all that are linked with its own: the first in the plan."""
+    """For every row the picture that stands for all that are linked with its own: the least of them."""
     parents: dict[str, str] = {}
 
     def find(picture: str) -> str:
@@ -68,6 +72,6 @@ def _group_by_pictures(plans: Sequence[RowPlan]) -> list[str]:
 
     for plan in plans:
         roots = [find(picture) for picture in plan.pictures]
-        for root in roots[1:]:
-            parents[root] = roots[0]
+        for root in roots:
+            parents[root] = min(roots)
     return [find(plan.pictures[0]) if plan.pictures else plan.id for plan in plans]

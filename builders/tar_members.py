@@ -6,9 +6,11 @@ their folder, links are never followed.
 """
 
 import json
+import logging
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
@@ -21,7 +23,9 @@ MAX_MEMBERS = 1_000_000  # the release has 139,000 in all its parts (our choice)
 _MAX_NAME_BYTES = 255  # between two slashes: what file systems take
 _WINDOW_BYTES = 4 * tarfile.BLOCKSIZE  # read at once: a header with its extensions, as one request to the Hub
 _MAX_PADDING = 2**20  # bytes that may follow the end mark; tar fills up to blocks of 10 KiB or more (our choice)
-_INDEX_VERSION = 1
+_INDEX_VERSION = 2
+
+log = logging.getLogger(__name__)
 
 _COMPRESSED = {
     b"\x1f\x8b": "gzip",
@@ -54,7 +58,8 @@ class TarIndex:
 
     Args:
         members (`list`): in their order; a name may occur more than once.
-        refused (`dict`): name -> why it is not read, as a phrase: `is a symbolic link`.
+        refused (`dict`): name -> why it is not read, as a phrase that ends with where: `is refused: a symbolic link`,
+            `is cut off: 332 of 664 bytes are`, and then `in part_0.tar`.
         problem (`str`, *optional*): why there may be more than is listed, as a phrase: `ends too early`.
     """
 
@@ -222,13 +227,13 @@ def _add(index: TarIndex, info: tarfile.TarInfo, file_size: int) -> None:
 
 def _find_fault(info: tarfile.TarInfo, file_size: int) -> str | None:
     if info.sparse is not None:
-        return "is a sparse file"
+        return "is refused: a sparse file"
     if info.type in _KINDS:
-        return f"is {_KINDS[info.type]}"
+        return f"is refused: {_KINDS[info.type]}"
     if not info.isreg():
-        return "is of an unknown type"
+        return "is refused: of an unknown type"
     if info.offset_data + info.size > file_size:
-        return f"is cut off after {max(0, file_size - info.offset_data):,} of {info.size:,} bytes"
+        return f"is cut off: {max(0, file_size - info.offset_data):,} of {info.size:,} bytes are"
     return find_name_fault(info.name)
 
 
@@ -236,7 +241,7 @@ def _find_fault(info: tarfile.TarInfo, file_size: int) -> str | None:
 
 
 def load_index(file: ByteRanges, cache_dir: Path, on_member: Callable[[], None] = lambda: None) -> TarIndex:
-    """The index of a tar file: remembered, or else scanned and remembered.
+    """The index of a tar file: remembered, or else scanned and, where that can be written, remembered.
 
     Writes: `cache_dir/<hash of name, size and stamp>.json`, which appears whole or not at all.
     """
@@ -269,7 +274,14 @@ def _write_index(path: Path, index: TarIndex) -> None:
         unfinished.write_text(content, encoding="ascii")
         unfinished.replace(path)
     except OSError as error:
-        raise UserError(
-            f"the index of a tar part cannot be written to {path.parent} ({error.strerror}); set HF_HOME to a folder "
-            "that can be written"
-        ) from error
+        _warn_of_cache(path.parent, str(error.strerror))
+
+
+@cache
+def _warn_of_cache(folder: Path, reason: str) -> None:
+    """Once for all tar parts: the index only spares the next scan."""
+    log.warning(
+        "%s cannot be written (%s), so the tar parts will be scanned again next time; set HF_HOME to another folder",
+        folder,
+        reason,
+    )

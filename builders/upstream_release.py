@@ -11,7 +11,6 @@ What upstream does not say stays null. A row that cannot be had is planned with 
 
 import itertools
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -22,15 +21,15 @@ from threading import Event
 from typing import Any
 
 from huggingface_hub import HfApi, RepoFile, constants, hf_hub_download
-from PIL import ImageOps, UnidentifiedImageError
 
 from sharegpt4o_image.builders.byte_ranges import ByteRanges, HubFile, LocalFile, hub_errors
 from sharegpt4o_image.builders.json_rows import Element, ElementFault, iter_elements, parse_element
+from sharegpt4o_image.builders.picture_look import Look, NoPicture, look_at
+from sharegpt4o_image.builders.record_check import size_fault
 from sharegpt4o_image.builders.row_source import RowFault, RowPlan, SourceFacts
 from sharegpt4o_image.builders.tar_members import TarIndex, find_name_fault, load_index, plain_name, shown
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.schema import TASKS, ImageFile, Origin, Record, Task, content_id
-from sharegpt4o_image.synthesis.pictures import difference_hash, open_picture
 
 ORIGIN: Origin = "upstream_release"
 CACHE_NAME = "sharegpt4o-image"  # below HF_HOME
@@ -61,6 +60,7 @@ class UpstreamRelease:
     """
 
     row: type[Record] = Record
+    has_looked = True
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class UpstreamRelease:
         self._rows = {task: LocalFile(path) for task, path in rows.items()}
         self._row_paths = rows
         self._parts = parts
-        self._folder = folder
+        self.folder = folder
         self._cache_dir = cache_dir
         self._on_member = on_member
         self._pictures: _Pictures | None = None
@@ -137,7 +137,7 @@ class UpstreamRelease:
 
     def _index_pictures(self) -> "_Pictures":
         if self._pictures is None:
-            self._pictures = _Pictures(self._parts, self._scan(), self._folder)
+            self._pictures = _Pictures(self._parts, self._scan(), self.folder)
         return self._pictures
 
     def _scan(self) -> list[TarIndex]:
@@ -183,12 +183,13 @@ class UpstreamRelease:
         )
 
     def _record_of(self, pictures: "_Pictures", plan: RowPlan, row: "_Row") -> Record:
-        files, sizes, phash = [], [], None
+        files, sizes, phash = [], [], None  # the hash that stays is the output's
         for (column, name), recorded in zip(row.pictures, row.resolutions, strict=True):
             data = pictures.read(plan.task, column, name)
-            size, phash = _look_at(column, data)
+            look = _look_at(column, data, recorded)
             files.append(ImageFile(bytes=data, path=PurePosixPath(name).name))
-            sizes.append(_check_size(column, size, recorded))
+            sizes.append(look.size)
+            phash = look.phash
         return Record(
             id=plan.id,
             task=plan.task,
@@ -303,13 +304,14 @@ class _Place:
     file: ByteRanges
     offset: int
     size: int
+    is_unpacked: bool = False
 
 
 class _Pictures:
     """Finds pictures by name: in tar parts of the row's own task, in the other ones, then unpacked in the folder."""
 
     def __init__(self, parts: Sequence[ByteRanges], indexes: Sequence[TarIndex], folder: Path | None):
-        self._folder = folder
+        self._folder = None if folder is None else folder.resolve()  # which may itself be a link
         self._places: dict[Task, dict[str, tuple[_Place, ...]]] = {task: {} for task in TASKS}
         self._refused: dict[str, list[str]] = {}
         self._problems: list[str] = []
@@ -331,7 +333,7 @@ class _Pictures:
         """Where a picture lies; raises [`RowFault`] if it is nowhere, or cannot be the right one."""
         name = plain_name(name)
         self._asked.add(name)
-        places = self._look_up(task, name)
+        places = self._look_up(task, column, name)
         if not places:
             raise RowFault(f"{column} {self._refused.get(name, ['is in no tar part'])[0]}")
         size = places[0].size
@@ -360,39 +362,56 @@ class _Pictures:
         if num_idle:
             yield f"{num_idle:,} pictures in the tar parts are named by no row."
 
-    def _look_up(self, task: Task, name: str) -> tuple[_Place, ...]:
+    def _look_up(self, task: Task, column: str, name: str) -> tuple[_Place, ...]:
         for one in sorted(TASKS, key=lambda other: other != task):
             if name in self._places[one]:
                 return self._places[one][name]
-        if self._folder is None or not os.path.isfile(self._folder / name):
-            return ()
-        file = LocalFile(self._folder / name)
-        return (_Place(file, 0, file.size),)
+        return () if self._folder is None else _find_unpacked(self._folder, column, name)
+
+
+def _find_unpacked(folder: Path, column: str, name: str) -> tuple[_Place, ...]:
+    """A picture that lies in the folder of the release itself; what a link elsewhere leads to is refused."""
+    try:
+        path = (folder / name).resolve(strict=True)
+        if not path.is_relative_to(folder):
+            raise RowFault(f"{column} is refused: a link out of the folder")
+        if not path.is_file():
+            raise RowFault(f"{column} is refused: no file")
+        file = LocalFile(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    except (OSError, RuntimeError, UserError) as error:  # RuntimeError: a circle of links
+        raise RowFault(f"{column} cannot be read: {_cause(error)}") from error
+    return (_Place(file, 0, file.size, is_unpacked=True),)
 
 
 def _read_place(column: str, place: _Place) -> bytes:
-    data = place.file.read(place.offset, place.size)
+    try:
+        data = place.file.read(place.offset, place.size)
+    except UserError as error:
+        if not place.is_unpacked:
+            raise
+        raise RowFault(f"{column} cannot be read: {_cause(error)}") from error
     if len(data) < place.size:
-        raise RowFault(f"{column} is cut off in {place.file.name}")
+        raise RowFault(f"{column} is cut off: {len(data):,} of {place.size:,} bytes are in {place.file.name}")
     return data
 
 
-def _look_at(column: str, data: bytes) -> tuple[list[int], str]:
-    """Width and height of a picture, upright, as `datasets` shows it, and its published hash."""
+def _cause(error: Exception) -> str:
+    """What the system says: `Permission denied`."""
+    reason = error.__cause__ or error
+    return str(reason.strerror) if isinstance(reason, OSError) else "a circle of links"
+
+
+def _look_at(column: str, data: bytes, recorded: list[int] | None) -> Look:
+    """What a picture looks like; whether upstream puts width or height first in what it records is not known."""
     try:
-        image = open_picture(data)
-        return [*ImageOps.exif_transpose(image).size], difference_hash(image)
-    except Exception as error:  # Pillow's readers of pixels and EXIF raise whatever comes
-        is_other = isinstance(error.__cause__, UnidentifiedImageError)
-        raise RowFault(f"{column} is unreadable: {'not a picture' if is_other else shown(str(error))}") from error
-
-
-def _check_size(column: str, size: list[int], recorded: list[int] | None) -> list[int]:
-    """The true size if it is the recorded one; whether upstream puts width or height first is not known."""
-    if recorded is not None and recorded not in (size, size[::-1]):
-        sizes = ["x".join(map(str, one)) for one in (size, recorded)]
-        raise RowFault(f"{column} is {sizes[0]}, recorded as {sizes[1]}; row and picture do not belong together")
-    return size
+        look = look_at(data)
+    except NoPicture as fault:
+        raise RowFault(f"{column} {fault}") from fault
+    if recorded is not None and recorded not in (look.size, look.size[::-1]):
+        raise RowFault(f"{size_fault(column, look.size, recorded)}; row and picture do not belong together")
+    return look
 
 
 # ------------------------------------------------------------------ opening

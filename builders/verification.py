@@ -26,13 +26,14 @@ from sharegpt4o_image.builders.verification_files import (
     check_counts,
     check_croissant,
     check_features,
+    check_source,
     find_files,
     iter_rejected_ids,
     read_card,
     read_footers,
 )
 from sharegpt4o_image.builders.verification_report import Check, VerificationReport
-from sharegpt4o_image.builders.verification_rows import Look, RowChecks, SeenRow, Vocabulary, look_at
+from sharegpt4o_image.builders.verification_rows import RowChecks, SeenPicture, SeenRow, Vocabulary, see_picture
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.synthesis.taxonomy import EMBEDDED, load_taxonomy
 
@@ -97,19 +98,21 @@ def verify_dataset(
     shards = read_footers(files, checks["schema"])
     check_features(card, shards, checks["card"])
     check_counts(card, files, shards, checks["counts"])
-    if card.is_light:
+    check_source(dataset, card, checks["files"])
+    is_light = read_facts(dataset).encoding is not None
+    if is_light:
         checks["checksums"].note = "perceptual hashes are not compared: those of a light variant are the originals'"
     report = VerificationReport(str(dataset), sum(shard.num_rows for shard in shards), 0, 0, list(checks.values()))
     drawn = None if sample is None else _draw(report.num_rows, sample, seed)
-    row_checks = RowChecks(shards, checks, vocabulary, has_own_phash=not card.is_light)
+    row_checks = RowChecks(shards, checks, vocabulary, has_own_phash=not is_light)
     for row in _iter_seen(shards, drawn, checks["schema"]):
         row_checks.see(row)
         report.num_rows_read += 1
-        report.num_rows_decoded += row.looks is not None
+        report.num_rows_decoded += row.pictures is not None
         if on_progress is not None:
             on_progress(report.num_rows_read, report.num_rows)
     row_checks.finish(iter_rejected_ids(dataset, checks["rejections"]))
-    check_croissant(dataset, files, checks["croissant"], reads_files=sample is None)
+    check_croissant(dataset, card, files, checks["croissant"], reads_files=sample is None)
     return report
 
 
@@ -129,17 +132,17 @@ def _draw(num_rows: int, sample: int, seed: int) -> list[int]:
 
 def _iter_seen(shards: list[Shard], drawn: Sequence[int] | None, check: Check) -> Iterator[SeenRow]:
     """Rows in order; while one is checked, the pictures of the next ones are decoded."""
-    pending: deque[tuple[int, int, dict[str, Any], Future[list[Look]] | None]] = deque()
+    pending: deque[tuple[int, int, dict[str, Any], Future[list[SeenPicture]] | None]] = deque()
     first = 0
     with warnings.catch_warnings(), ThreadPoolExecutor(NUM_THREADS) as pool:
         warnings.simplefilter("ignore", UserWarning)  # Pillow's, on odd but readable pictures
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # they are refused by their size
         for index, shard in enumerate(shards):
             wanted = None if drawn is None else _slice(drawn, first, shard.num_rows)
             first += shard.num_rows
             for number, values in _iter_values(shard, wanted, check):
                 has_pictures = wanted is None or _slice(wanted, number, 1) != []
-                pending.append((index, number, values, pool.submit(_look_at_row, values) if has_pictures else None))
+                pending.append((index, number, values, pool.submit(_see_pictures, values) if has_pictures else None))
                 if len(pending) == NUM_THREADS:
                     yield _settle(*pending.popleft())
         while pending:
@@ -152,16 +155,16 @@ def _slice(numbers: Sequence[int], first: int, count: int) -> list[int]:
     return [number - first for number in part]
 
 
-def _settle(shard: int, number: int, values: dict[str, Any], looks: Future[list[Look]] | None) -> SeenRow:
-    return SeenRow(shard, number, values, None if looks is None else looks.result())
+def _settle(shard: int, number: int, values: dict[str, Any], pictures: Future[list[SeenPicture]] | None) -> SeenRow:
+    return SeenRow(shard, number, values, None if pictures is None else pictures.result())
 
 
-def _look_at_row(values: dict[str, Any]) -> list[Look]:
+def _see_pictures(values: dict[str, Any]) -> list[SeenPicture]:
     """Source pictures first; their bytes are let go of."""
-    looks = [look_at(image) for image in [*(values["input_image"] or []), values["output_image"]]]
+    pictures = [see_picture(image) for image in [*(values["input_image"] or []), values["output_image"]]]
     values["output_image"] = None
-    values["input_image"] = [None] * (len(looks) - 1)
-    return looks
+    values["input_image"] = [None] * (len(pictures) - 1)
+    return pictures
 
 
 def _iter_values(shard: Shard, wanted: Sequence[int] | None, check: Check) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -17,14 +17,15 @@ from datasets import DatasetInfo, Features
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCard
 
-from sharegpt4o_image.builders.pack_plan import NEGATIVES, REPEATED
+from sharegpt4o_image.builders.pack_plan import CONFIGS, NEGATIVES, REPEATED
+from sharegpt4o_image.builders.packed_set import SOURCE_FACTS
 from sharegpt4o_image.builders.packer import REJECTION_FEATURES, REJECTIONS
+from sharegpt4o_image.builders.row_source import SourceFacts
 from sharegpt4o_image.builders.verification_report import Check
 from sharegpt4o_image.schema import LabelledRecord, Record, RejectedRecord, published_features
 
 CARD = "README.md"
 CROISSANT = "croissant.json"
-LIGHT_MARK = "This is a light variant of"  # `dataset_card.py` writes it
 PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError)  # what pyarrow raises for files that are damaged or foreign
 
 _SIDE_FOLDERS = ("card", "codes")
@@ -75,13 +76,16 @@ class Card:
         patterns (`dict`): (configuration, split) -> pattern of its files.
         infos (`dict`): configuration -> columns and sizes.
         rows (`list`): the lines of the table of rows, header -> cell.
-        is_light (`bool`): pictures were made smaller, so `output_phash` is that of the originals.
     """
 
     patterns: dict[tuple[str, str], str] = field(default_factory=dict)
     infos: dict[str, Stated] = field(default_factory=dict)
     rows: list[dict[str, str]] = field(default_factory=list)
-    is_light: bool = False
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it names configurations that `pack` writes, so that the other files of `pack` are to be there."""
+        return any(config in CONFIGS for config, _ in self.patterns)
 
 
 # ------------------------------------------------------------------ card
@@ -106,7 +110,7 @@ def read_card(folder: Path, check: Check) -> Card:
         check.fail(f"the YAML of {CARD} names no configurations")
     if patterns and not infos:
         check.fail(f"the YAML of {CARD} has no dataset_info")
-    return Card(patterns, infos, _read_table(text), LIGHT_MARK in text)
+    return Card(patterns, infos, _read_table(text))
 
 
 def _iter_patterns(configs: list[dict[str, Any]]) -> Iterator[tuple[tuple[str, str], str]]:
@@ -362,10 +366,30 @@ def iter_rejected_ids(folder: Path, check: Check) -> Iterator[str]:
         check.fail(f"{REJECTIONS} cannot be read: {error}")
 
 
-def check_croissant(folder: Path, files: list[tuple[str, str, Path]], check: Check, reads_files: bool) -> None:
+def check_source(folder: Path, card: Card, check: Check) -> None:
+    """What says how the set was made can be read; else its taxonomy and a smaller encoding are not known."""
+    path = folder / SOURCE_FACTS
+    if not path.is_file():
+        _warn_of_missing(SOURCE_FACTS, card, check)
+        return
+    try:
+        SourceFacts.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        check.warn(f"{SOURCE_FACTS} cannot be used: {type(error).__name__}: {error}")
+
+
+def _warn_of_missing(name: str, card: Card, check: Check) -> None:
+    if card.is_ours:
+        check.warn(f"{name} is missing, which `pack` writes")
+
+
+def check_croissant(
+    folder: Path, card: Card, files: list[tuple[str, str, Path]], check: Check, reads_files: bool
+) -> None:
     """The files that `croissant.json` lists are there, with its sizes and checksums; no file with rows lacks."""
     path = folder / CROISSANT
     if not path.is_file():
+        _warn_of_missing(CROISSANT, card, check)
         return
     try:
         listed = dict(_iter_listed(json.loads(path.read_text(encoding="utf-8"))))

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import ImageOps
 from pydantic import ValidationError
 
 from sharegpt4o_image.builders.pack_plan import NEGATIVES
+from sharegpt4o_image.builders.picture_look import NoPicture, look_at
+from sharegpt4o_image.builders.record_check import size_fault
 from sharegpt4o_image.builders.verification_files import Shard
 from sharegpt4o_image.builders.verification_report import Check
 from sharegpt4o_image.schema import ID_LENGTH, TASKS, ImageFile
-from sharegpt4o_image.synthesis.pictures import difference_hash, open_picture
 from sharegpt4o_image.synthesis.taxonomy import Taxonomy
 
 _ID = re.compile(rf"[0-9a-f]{{{ID_LENGTH}}}")
@@ -28,7 +28,7 @@ _PLACEHOLDER = ImageFile(bytes=b"", path="")  # pictures are checked apart from 
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class SeenPicture:
     """What the bytes of a picture show; without them, or where they are no picture, `fault` says why."""
 
     sha256: str | None = None
@@ -37,27 +37,27 @@ class Look:
     fault: str | None = None
 
 
-def look_at(image: dict[str, Any] | None) -> Look:
+def see_picture(image: dict[str, Any] | None) -> SeenPicture:
     """Decode every pixel of a stored picture."""
     data = None if image is None else image["bytes"]
     if data is None:
-        return Look(fault="is not embedded: it has no bytes")
+        return SeenPicture(fault="is not embedded: it has no bytes")
     sha256 = hashlib.sha256(data).hexdigest()
     try:
-        picture = open_picture(data)
-        return Look(sha256, [*ImageOps.exif_transpose(picture).size], difference_hash(picture))
-    except Exception as error:  # Pillow's readers of pixels and EXIF raise whatever comes
-        return Look(sha256, fault=f"cannot be decoded: {error or type(error).__name__}")
+        look = look_at(data)
+    except NoPicture as fault:
+        return SeenPicture(sha256, fault=str(fault))
+    return SeenPicture(sha256, look.size, look.phash)
 
 
 @dataclass(frozen=True, slots=True)
 class SeenRow:
-    """A row with its place; `looks` are at its source pictures, then at its output, where it was decoded."""
+    """A row with its place; `pictures` are its source pictures, then its output, where they were decoded."""
 
     shard: int
     number: int
     values: dict[str, Any]
-    looks: list[Look] | None
+    pictures: list[SeenPicture] | None
 
 
 class Vocabulary:
@@ -116,11 +116,11 @@ class RowChecks:
         self._check_values(values, self._shards[row.shard], where)
         key = self._check_id(values["id"], place, where)
         self._check_categories(values, where)
-        if row.looks is not None:
-            self._check_pictures(values, row.looks, where)
-        output = _digest_of(values["output_sha256"] if row.looks is None else row.looks[-1].sha256)
-        sources = [None] * len(values["input_image"] or []) if row.looks is None else row.looks[:-1]
-        digests = [None if look is None else _digest_of(look.sha256) for look in sources]
+        if row.pictures is not None:
+            self._check_pictures(values, row.pictures, where)
+        output = _digest_of(values["output_sha256"] if row.pictures is None else row.pictures[-1].sha256)
+        sources = [None] * len(values["input_image"] or []) if row.pictures is None else row.pictures[:-1]
+        digests = [None if picture is None else _digest_of(picture.sha256) for picture in sources]
         if key is not None and output is not None:
             self._outputs.setdefault(key, output)
         self._check_sources(values, digests, place, where)
@@ -183,30 +183,30 @@ class RowChecks:
             check.fail(f"{where}: {fault}", kind=fault)
             check.note = "another taxonomy is given by --taxonomy"
 
-    def _check_pictures(self, values: dict[str, Any], looks: list[Look], where: str) -> None:
+    def _check_pictures(self, values: dict[str, Any], pictures: list[SeenPicture], where: str) -> None:
         check = self._checks["pictures"]
         output, first_source = values["output_image_resolution"], values["input_image_resolution"]
-        for index, look in enumerate(looks):
-            is_output = index == len(looks) - 1
+        for index, picture in enumerate(pictures):
+            is_output = index == len(pictures) - 1
             column = "output_image" if is_output else "input_image"
             # one resolution is recorded, so with several input images it is the first one's
             recorded = output if is_output else first_source if index == 0 else None
             check.num_checked += 1
-            if look.fault is not None:
-                check.fail(f"{where}: {column} {look.fault}")
-            elif recorded not in (None, look.size):
-                check.fail(f"{where}: {column} is {_by(look.size)}, recorded as {_by(recorded)}")
-        self._check_hashes(values, looks[-1], where)
+            if picture.fault is not None:
+                check.fail(f"{where}: {column} {picture.fault}")
+            elif recorded is not None and picture.size is not None and recorded != picture.size:
+                check.fail(f"{where}: {size_fault(column, picture.size, recorded)}")
+        self._check_hashes(values, pictures[-1], where)
 
-    def _check_hashes(self, values: dict[str, Any], look: Look, where: str) -> None:
+    def _check_hashes(self, values: dict[str, Any], output: SeenPicture, where: str) -> None:
         check = self._checks["checksums"]
         sha256, phash = values["output_sha256"], values["output_phash"]
-        if sha256 is not None and look.sha256 is not None:
+        if sha256 is not None and output.sha256 is not None:
             check.num_checked += 1
-            if sha256 != look.sha256:
+            if sha256 != output.sha256:
                 check.fail(f"{where}: output_image does not have the recorded sha256")
-        if phash is not None and look.phash is not None and self._has_own_phash and phash != look.phash:
-            check.fail(f"{where}: output_phash is {phash}, that of output_image is {look.phash}")
+        if phash is not None and output.phash is not None and self._has_own_phash and phash != output.phash:
+            check.fail(f"{where}: output_phash is {phash}, that of output_image is {output.phash}")
 
     # -------------------------------------------------------------- against other rows
 
@@ -274,7 +274,3 @@ def _pack_place(shard: int, number: int) -> int:
 
 def _unpack_place(place: int) -> tuple[int, int]:
     return place >> 32, place & 0xFFFF_FFFF
-
-
-def _by(size: list[int] | None) -> str:
-    return "x".join(map(str, size or []))

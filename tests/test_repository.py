@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # Which part may import which; `cli`, `demo` and `tiny_release` may import all.
-_BASE = {"errors", "schema"}
+_BASE = {"__version__", "errors", "schema"}
 ALLOWED_IMPORTS = {
     "errors": set(),
     "schema": set(),

@@ -2,7 +2,7 @@
 """What a synthesis run is asked to do: the keys of `configs/synthesis_*.yaml`. The defaults are the offline run."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -188,6 +188,12 @@ class SynthesisConfig(_Part):
     batch_gather_seconds: float = Field(default=30.0, ge=0)
     open_batches: int = Field(default=10, ge=1, le=100)
     license: str = "cc-by-nc-4.0"
+
+    def settings_of_rows(self) -> dict[str, Any]:
+        """What of it decides the rows and may be published: no addresses, paths or prices."""
+        parts = self.model_dump(include={"seed", "prompt_params", "image_params", "edit_params", "gates"}, mode="json")
+        lists = parts["gates"].pop("benchmark_prompts")
+        return parts | {"gates": parts["gates"] | {"num_benchmark_lists": len(lists)}}
 
     @field_validator("base_url", "prompt_base_url")
     @classmethod

@@ -29,9 +29,9 @@ from sharegpt4o_image.synthesis.client import (
     secret_key,
 )
 from sharegpt4o_image.synthesis.config import SynthesisConfig
-from sharegpt4o_image.synthesis.journal import check_run_dir, is_held
 from sharegpt4o_image.synthesis.pipelines import check_inputs
 from sharegpt4o_image.synthesis.planning import plan_run
+from sharegpt4o_image.synthesis.run_folder import check_run_dir, is_held
 from sharegpt4o_image.synthesis.taxonomy import load_taxonomy
 from sharegpt4o_image.synthesis.teachers import WARNING_DAYS, Teachers, asked_models, check_teachers, load_teachers
 

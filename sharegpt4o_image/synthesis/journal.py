@@ -18,22 +18,21 @@ the picture. Requests that were sent as a job of the Batch API name it (`submiss
 | `lost` | the outcome is not known | yes |
 """
 
-import fcntl
 import json
 import re
 import sqlite3
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.schema import GeneratedImage, Pipeline, Task
 from sharegpt4o_image.synthesis.blobs import BlobStore
+from sharegpt4o_image.synthesis.run_folder import FILE_NAME, check_run_dir, connect, has_tables, hold
 
 Status = Literal["ok", "blocked", "retry", "quota", "invalid", "lost"]
 Stage = Literal[
@@ -42,67 +41,10 @@ Stage = Literal[
 SubmissionStatus = Literal["sending", "open", "done"]
 
 Work = Pipeline | Literal["labelling"]  # what an item is made by; one of `labelling` is a row that gets labels
-
-PIPELINES: tuple[Work, ...] = (*get_args(Pipeline), "labelling")
-
-FILE_NAME = "journal.sqlite"
-_APPLICATION_ID = 0x5347_346F  # "SG4o": marks the file as ours
-_VERSION = 2
-
-_TABLES = """
-CREATE TABLE attempts (
-  number INTEGER PRIMARY KEY,
-  key TEXT NOT NULL,
-  stage TEXT NOT NULL,
-  status TEXT NOT NULL,
-  reason TEXT,
-  model TEXT NOT NULL,
-  served_model TEXT,
-  request TEXT NOT NULL,
-  submission TEXT,
-  http_status INTEGER,
-  request_id TEXT,
-  retry_after_seconds REAL,
-  usage TEXT,
-  reserved_usd REAL NOT NULL DEFAULT 0,
-  cost_usd REAL NOT NULL DEFAULT 0,
-  answer TEXT,
-  blob TEXT,
-  started_at TEXT NOT NULL,
-  ended_at TEXT,
-  seconds REAL
-);
-CREATE INDEX attempts_of_key ON attempts (key, status);
-CREATE UNIQUE INDEX one_answer_per_key ON attempts (key) WHERE status = 'ok';
-CREATE INDEX attempts_in_sums ON attempts (status, cost_usd, reserved_usd);
-CREATE INDEX attempts_of_submission ON attempts (submission) WHERE submission IS NOT NULL;
-CREATE TABLE items (
-  item TEXT PRIMARY KEY,
-  pipeline TEXT NOT NULL,
-  task TEXT NOT NULL,
-  position INTEGER NOT NULL,
-  reason TEXT,
-  image TEXT,
-  thumbnail BLOB,
-  gates TEXT NOT NULL,
-  decided_at TEXT NOT NULL
-);
-CREATE INDEX items_in_order ON items (task, pipeline, position, item);
-CREATE INDEX items_in_counts ON items (pipeline, task, reason);
-CREATE INDEX items_by_time ON items (decided_at);
-CREATE TABLE submissions (
-  name TEXT PRIMARY KEY,
-  route TEXT NOT NULL,
-  status TEXT NOT NULL,
-  batch_id TEXT,
-  created_at TEXT NOT NULL
-);
-CREATE TABLE uploads (endpoint TEXT, sha256 TEXT, file_id TEXT NOT NULL, PRIMARY KEY (endpoint, sha256));
-CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-"""
+WORKS: tuple[Work, ...] = (*get_args(Pipeline), "labelling")
 
 _ITEM_COLUMNS = "item, pipeline, task, position, image, reason, gates, decided_at"
-_PIPELINE_ORDER = "CASE pipeline " + " ".join(f"WHEN '{name}' THEN {k}" for k, name in enumerate(PIPELINES)) + " END"
+_PIPELINE_ORDER = "CASE pipeline " + " ".join(f"WHEN '{name}' THEN {k}" for k, name in enumerate(WORKS)) + " END"
 
 
 @dataclass(frozen=True)
@@ -210,9 +152,9 @@ class Journal:
             lock_file = (run_dir / "lock").open("w")
         except OSError as error:
             raise UserError(f"cannot write to {run_dir}: {error.strerror}; choose another directory") from error
-        _hold(lock_file, run_dir)
+        hold(lock_file, run_dir)
         path = run_dir / FILE_NAME
-        journal = cls(_connect(path, "NORMAL"), run_dir, secrets, _connect(path, "FULL"))
+        journal = cls(connect(path, "NORMAL"), run_dir, secrets, connect(path, "FULL"))
         journal._lock_file = lock_file
         journal.blobs.remove_unfinished()
         return journal
@@ -226,7 +168,7 @@ class Journal:
         connection = sqlite3.connect(
             f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
         )
-        if not _has_tables(connection, path):
+        if not has_tables(connection, path):
             raise UserError(f"{run_dir} has not begun; run `sharegpt4o-image synthesize -o {run_dir}` again")
         return cls(connection, run_dir)
 
@@ -428,6 +370,12 @@ class Journal:
         """Status -> number of attempts."""
         return self._count("SELECT status, count(*) FROM attempts GROUP BY 1")
 
+    def count_requests(self) -> Iterator[tuple[str, str, str, int]]:
+        """Stage, model, status, and the number of attempts of that kind."""
+        yield from self._connection.execute(
+            "SELECT stage, model, status, count(*) FROM attempts GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
+        )
+
     def _count(self, query: str) -> Counter[str]:
         return Counter(dict(self._connection.execute(query)))
 
@@ -483,66 +431,3 @@ def without_particulars(reason: str) -> str:
 def utc_now() -> str:
     """The time as it is written into the journal: `2026-11-23T09:43:00.123456+00:00`."""
     return datetime.now(UTC).isoformat()
-
-
-_HOLD_TRIES, _HOLD_WAIT_SECONDS = 4, 0.05  # `is_held` of another process takes the lock for a moment
-
-
-def _hold(lock_file: IO[str], run_dir: Path) -> None:
-    """Lock a run for this process."""
-    for _ in range(_HOLD_TRIES):
-        try:
-            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except OSError:
-            time.sleep(_HOLD_WAIT_SECONDS)
-    lock_file.close()
-    raise UserError(f"another process is working on {run_dir}; wait for it to end or stop it")
-
-
-def is_held(run_dir: Path) -> bool:
-    """Whether a process is working on the run."""
-    try:
-        with (run_dir / "lock").open() as lock_file:
-            fcntl.flock(lock_file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False
-
-
-def check_run_dir(run_dir: Path) -> None:
-    """Refuse a path that is neither a run, nor absent, nor an empty directory."""
-    remedy = "choose another directory with --output"
-    if run_dir.exists() and not run_dir.is_dir():
-        raise UserError(f"{run_dir} is a file; {remedy}")
-    path = run_dir / FILE_NAME
-    if path.exists():
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-            _has_tables(connection, path)
-    elif run_dir.is_dir() and any(entry.name != "lock" for entry in run_dir.iterdir()):
-        raise UserError(f"{run_dir} holds something else than a synthesis run; {remedy}")
-
-
-def _has_tables(connection: sqlite3.Connection, path: Path) -> bool:
-    """Whether the journal has its tables, which one that was killed at once has not; a foreign file is refused."""
-    try:
-        [application_id] = connection.execute("PRAGMA application_id").fetchone()
-        [version] = connection.execute("PRAGMA user_version").fetchone()
-        is_empty = connection.execute("SELECT 1 FROM sqlite_master").fetchone() is None
-    except sqlite3.DatabaseError as error:
-        raise UserError(f"{path} is not a journal ({error}); choose another directory") from error
-    if not is_empty and (application_id, version) != (_APPLICATION_ID, _VERSION):
-        raise UserError(f"{path} is not a journal that this version can read; choose another directory")
-    return not is_empty
-
-
-def _connect(path: Path, synchronous: Literal["NORMAL", "FULL"]) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute(f"PRAGMA synchronous = {synchronous}")
-    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'attempts'").fetchone():
-        ids = f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {_VERSION};"
-        connection.executescript(f"BEGIN; {_TABLES} {ids} COMMIT;")
-    return connection

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a finished row -> labels in the words of the taxonomy: what the text teacher is asked, and its answer.
+"""Pictures of a finished row -> labels: what the text teacher is asked, and its answer.
 
-What was known when the row was made is not shown to the teacher: what agrees with it afterwards agrees by merit.
+Objects keep the names that the teacher gives them; all other labels are words of the taxonomy. What was known when the
+row was made is not shown to the teacher: what agrees with it afterwards agrees by merit.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from typing import Annotated, Any, Literal
 from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from sharegpt4o_image.schema import LabelConfidence, Record, SourceImage, Task, content_id
+from sharegpt4o_image.schema import LabelConfidence, LabelledRecord, Record, SourceImage, Task, content_id
 from sharegpt4o_image.synthesis.answers import InvalidAnswer
 from sharegpt4o_image.synthesis.blobs import BlobStore
 from sharegpt4o_image.synthesis.config import SynthesisConfig
@@ -29,6 +30,7 @@ from sharegpt4o_image.synthesis.taxonomy import Taxonomy
 LABEL_TEMPLATE = "label.v1"
 NONE = "none"  # the teacher's word for null: some endpoints refuse schemas with unions
 MAX_OBJECTS = 8  # the template names the number, too (our choice)
+MAX_NAME_LENGTH = 60  # characters of the name of an object or a model (our choice)
 
 # Pictures are shown small, which saves tokens and keeps the run small (our choice).
 SHOWN_SIDE, SHOWN_FORMAT, SHOWN_QUALITY = 512, "webp", 85
@@ -47,14 +49,16 @@ Confidence = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words that labels are taken from.
+    """The words that labels are taken from, and the names that objects are compared by.
 
     Args:
+        name (`str`): that of the taxonomy.
         words (`dict`): label -> its words, for labels that are one word of a list.
         categories (`dict`): edit task -> edit category.
         objects (`dict`): what objects may be called, normalised -> the taxonomy's name.
     """
 
+    name: str
     words: Mapping[str, tuple[str, ...]]
     categories: Mapping[str, str]
     objects: Mapping[str, str]
@@ -62,16 +66,9 @@ class Vocabulary:
     @classmethod
     def of(cls, taxonomy: Taxonomy) -> "Vocabulary":
         """The words of a taxonomy; what it has no words for is not asked."""
-        words: dict[str, tuple[str, ...]] = {
-            str(name): tuple(leaf for group in dimension.groups.values() for leaf in group.leaves)
-            for name, dimension in taxonomy.dimensions.items()
-        }
-        words["document_type"] = tuple(taxonomy.documents.types) if taxonomy.documents else ()
-        categories = {edit.task: edit.category for edit in taxonomy.edits}
-        words["edit_category"] = tuple(dict.fromkeys(categories.values()))
-        words["edit_task"] = tuple(categories)
+        words = taxonomy.column_words
         asked = {name: words[name] for name in (*PICTURE_LABELS, *EDIT_LABELS) if words.get(name)}
-        return cls(asked, categories, _index_objects(taxonomy.object_leaves))
+        return cls(taxonomy.name, asked, taxonomy.edit_categories, _index_objects(taxonomy.object_leaves))
 
     def words_for(self, task: Task) -> dict[str, tuple[str, ...]]:
         """The lists of the labels that rows of a task get."""
@@ -86,7 +83,12 @@ class Vocabulary:
 
 
 def _normalize(name: str) -> str:
-    return _ARTICLE.sub("", " ".join(name.casefold().split()))
+    return _ARTICLE.sub("", " ".join(name.lower().split()))
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text is fit to be published as a name: no control or bidirectional characters, and not long."""
+    return 0 < len(text) <= MAX_NAME_LENGTH and text.isprintable()
 
 
 def _index_objects(names: Iterable[str]) -> dict[str, str]:
@@ -126,16 +128,25 @@ class Labels:
     """What a model says of a row.
 
     Args:
-        model (`str`): the one that answered, or that was asked where the answer does not say.
-        values (`dict`): label -> words of the taxonomy, or null.
+        model (`str`): the one that answered, or that was asked where the answer gives no name fit to be published.
+        values (`dict`): label -> a word of the taxonomy, or null; `objects` -> the teacher's own names, in lower case
+            and without an article.
         confidence (`dict`): label -> how sure the model is, 0..1.
-        dropped (`tuple`): names of objects that the taxonomy does not have, or that were too many.
+        dropped (`tuple`): names of objects that were too many, or are no names: empty, long, or not printable.
     """
 
     model: str
     values: dict[str, Any]
     confidence: dict[str, float]
     dropped: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, record: Record) -> "Labels | None":
+        """The labels that a row came with."""
+        if not isinstance(record, LabelledRecord) or record.label_model is None or record.label_confidence is None:
+            return None
+        confidence = record.label_confidence.model_dump(exclude_none=True)
+        return cls(record.label_model, {name: getattr(record, f"label_{name}") for name in confidence}, confidence)
 
     def columns(self) -> dict[str, Any]:
         """The label columns of the row."""
@@ -163,6 +174,13 @@ def _show(data: bytes, blobs: BlobStore) -> SourceImage:
 # --------------------------------------------------------------------------- the question
 
 
+def settings_of_labels(config: SynthesisConfig) -> dict[str, Any]:
+    """What decides the labels beside the model and the taxonomy, and may be published."""
+    shown = {"max_side": SHOWN_SIDE, "format": SHOWN_FORMAT, "quality": SHOWN_QUALITY}
+    params = config.prompt_params.model_dump(mode="json")
+    return {"prompt_params": params, "template": LABEL_TEMPLATE, "shown_pictures": shown}
+
+
 def plan_labels(
     config: SynthesisConfig, vocabulary: Vocabulary, subject: Subject, shown: tuple[SourceImage, ...] = ()
 ) -> TeacherRequest[Labels]:
@@ -180,11 +198,13 @@ def plan_labels(
         row=subject.row,
         prompt=subject.prompt,
         pictures=list(subject.pictures),
+        shown=[SHOWN_SIDE, SHOWN_FORMAT, SHOWN_QUALITY],
     )
 
     def parse(answer: Answer) -> Labels:
         said = parse_reply(answer, reply).model_dump()
-        return _read_labels(said, words, vocabulary, answer.served_model or config.prompt_model)
+        served = answer.served_model
+        return _read_labels(said, words, vocabulary, served if served and _is_name(served) else config.prompt_model)
 
     said_of = "prompt" if subject.task == "text_to_image" else "instruction"
     task = json.dumps({"label": subject.task, said_of: subject.prompt}, ensure_ascii=False)
@@ -214,9 +234,7 @@ def _read_labels(said: Mapping[str, Any], words: Iterable[str], vocabulary: Voca
     if task is not None and category != vocabulary.categories[task]:
         raise InvalidAnswer(f"the edit task {task!r} is not of the category {category!r}")
     named = list(dict.fromkeys(_normalize(name) for name in said["objects"]))
-    found = {name: vocabulary.find_object(name) for name in named}
-    known = list(dict.fromkeys(name for name in found.values() if name is not None))
-    dropped = tuple(name for name, match in found.items() if match is None or match in known[MAX_OBJECTS:])
-    values["objects"] = known[:MAX_OBJECTS]
+    values["objects"] = [name for name in named if _is_name(name)][:MAX_OBJECTS]
+    dropped = tuple(name for name in named if name not in values["objects"])
     confidence = {name: said[f"{name}_confidence"] for name in ("objects", *words)}
     return Labels(model, values, confidence, dropped)

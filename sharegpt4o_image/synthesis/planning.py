@@ -16,7 +16,8 @@ from typing import Any, get_args
 
 from sharegpt4o_image.synthesis.answers import BATCH_DISCOUNT
 from sharegpt4o_image.synthesis.config import Price, SynthesisConfig
-from sharegpt4o_image.synthesis.journal import FILE_NAME, Journal, Stage, StageUsage
+from sharegpt4o_image.synthesis.journal import Journal, Stage, StageUsage
+from sharegpt4o_image.synthesis.run_folder import FILE_NAME
 from sharegpt4o_image.synthesis.taxonomy import load_taxonomy
 from sharegpt4o_image.synthesis.teachers import Teachers
 

@@ -25,12 +25,13 @@ from sharegpt4o_image.synthesis.config import SynthesisConfig
 from sharegpt4o_image.synthesis.edit_pipeline import Editing
 from sharegpt4o_image.synthesis.gates import BenchmarkPrompts
 from sharegpt4o_image.synthesis.inspection import Inspector, gates_id
-from sharegpt4o_image.synthesis.journal import Item, Journal, check_run_dir, utc_now
+from sharegpt4o_image.synthesis.journal import Item, Journal, utc_now
 from sharegpt4o_image.synthesis.ledger import Ledger
 from sharegpt4o_image.synthesis.limits import Stopped
 from sharegpt4o_image.synthesis.pipelines import Sample, TextToImage, check_inputs
 from sharegpt4o_image.synthesis.planning import assume_costs
 from sharegpt4o_image.synthesis.requests import CHAT, TeacherRequest
+from sharegpt4o_image.synthesis.run_folder import check_run_dir
 from sharegpt4o_image.synthesis.scheduler import (
     Bookkeeper,
     DirectTransport,
@@ -47,7 +48,14 @@ from sharegpt4o_image.synthesis.settling import (
     refuse_other_work,
     run_invocation,
 )
-from sharegpt4o_image.synthesis.status import PLAN_FACT, STARTED_FACT, TAXONOMY_FACT, RunStatus, status_of
+from sharegpt4o_image.synthesis.status import (
+    PLAN_FACT,
+    SETTINGS_FACT,
+    STARTED_FACT,
+    TAXONOMY_FACT,
+    RunStatus,
+    status_of,
+)
 from sharegpt4o_image.synthesis.taxonomy import Taxonomy, load_taxonomy
 from sharegpt4o_image.synthesis.teachers import Teachers, asked_models, check_teachers, load_teachers
 
@@ -194,6 +202,7 @@ class _Invocation:
         journal.write_fact(PLAN_FACT, json.dumps({name: count for name, count in self._planned.items() if count}))
         journal.write_fact(STARTED_FACT, utc_now())
         journal.write_fact(TAXONOMY_FACT, self._plan.taxonomy.name)
+        journal.write_fact(SETTINGS_FACT, json.dumps(config.settings_of_rows()))
         pictures = TextToImage(config, self._plan.taxonomy, journal.blobs, self._plan.benchmarks)
         editing = Editing(config, self._plan.taxonomy, journal, pictures, self._gates)
         phases: list[Iterable[Sample]] = [

@@ -389,6 +389,7 @@ class Dispatcher:
         self._useless: Counter[Endpoint] = Counter()  # answers of no use in a row
         self._useful: Counter[Endpoint] = Counter()
         self._in_work: dict[str, asyncio.Event] = {}
+        self._given_up: set[str] = set()  # keys
 
     async def obtain(self, request: TeacherRequest[Product]) -> Product:
         """The product of a request: out of the journal if it was answered before, else from the teacher.
@@ -412,13 +413,14 @@ class Dispatcher:
             raise Rejected(memory.block)
         endpoint = (request.route, request.model)
         asked = memory.num_useless
-        if not self._useful[endpoint]:
-            asked = min(asked, self._config.max_asks - 1)  # it may have been the endpoint's fault: one more chance
+        if request.key not in self._given_up:  # earlier, it may have been the endpoint's fault: one more chance
+            asked = min(asked, self._config.max_asks - 1)
         while True:
             try:
                 if answer is not None:
                     return request.parse(answer)  # of an earlier invocation: it tells nothing of the endpoint
                 if asked >= self._config.max_asks:
+                    self._given_up.add(request.key)
                     raise self._give_up(endpoint, f"{last_fault} ({asked} answers)")
                 asked += 1
                 answer = await self._transport_of(request).ask(request)

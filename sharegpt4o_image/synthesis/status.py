@@ -14,9 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from sharegpt4o_image.schema import TASKS
-from sharegpt4o_image.synthesis.journal import PIPELINES, Journal, is_held
+from sharegpt4o_image.synthesis.journal import WORKS, Journal
+from sharegpt4o_image.synthesis.run_folder import is_held
 
 PLAN_FACT = "plan"  # the name under which the journal remembers how many samples each pipeline is to make
+SETTINGS_FACT = "settings"  # what decided its rows, as JSON
 TAXONOMY_FACT = "taxonomy"  # the name of what its topics are drawn from
 STARTED_FACT = "started_at"  # when the last invocation began
 
@@ -90,7 +92,7 @@ def status_of(journal: Journal, is_running: bool) -> RunStatus:
         records=by_task.total(),
         by_task={task: by_task[task] for task in TASKS if by_task[task]},
         planned=planned,
-        decided={pipeline: decided[pipeline] for pipeline in PIPELINES if decided[pipeline]},
+        decided={pipeline: decided[pipeline] for pipeline in WORKS if decided[pipeline]},
         rejected=dict(journal.count_rejections().most_common()),
         attempts=by_status.total(),
         by_status=dict(by_status),
@@ -125,7 +127,7 @@ def _samples_table(status: RunStatus) -> Table:
     table.add_column("pipeline")
     for name in ("decided", "planned", "%"):
         table.add_column(name, justify="right")
-    for pipeline in PIPELINES:
+    for pipeline in WORKS:
         decided, planned = status.decided.get(pipeline, 0), status.planned.get(pipeline, 0)
         if decided or planned:
             share = f"{100 * decided / planned:.1f}" if planned else "-"

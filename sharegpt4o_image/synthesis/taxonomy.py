@@ -176,6 +176,23 @@ class Taxonomy(_Part):
         """The objects of all groups."""
         return [leaf for leaves in self.objects.values() for leaf in leaves]
 
+    @property
+    def column_words(self) -> dict[str, tuple[str, ...]]:
+        """Column of a row -> the words that it is drawn from, for columns that hold one word of a list."""
+        words: dict[str, tuple[str, ...]] = {
+            str(name): tuple(leaf for group in dimension.groups.values() for leaf in group.leaves)
+            for name, dimension in self.dimensions.items()
+        }
+        words["document_type"] = tuple(self.documents.types) if self.documents else ()
+        words["edit_category"] = tuple(dict.fromkeys(self.edit_categories.values()))
+        words["edit_task"] = tuple(self.edit_categories)
+        return words
+
+    @property
+    def edit_categories(self) -> dict[str, str]:
+        """Edit task -> its category."""
+        return {edit.task: edit.category for edit in self.edits}
+
     def draw_topics(self, count: int, seed: int) -> Iterator[Topic]:
         """The first `count` topics of the sequence that belongs to `seed`, whatever `count` is.
 

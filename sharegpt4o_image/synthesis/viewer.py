@@ -18,7 +18,8 @@ from urllib.parse import quote
 
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.schema import TASKS, GeneratedImage, SourceImage, Task
-from sharegpt4o_image.synthesis.journal import Item, Journal, is_held
+from sharegpt4o_image.synthesis.journal import Item, Journal
+from sharegpt4o_image.synthesis.run_folder import is_held
 from sharegpt4o_image.synthesis.status import RunStatus, status_of
 
 PER_PAGE = 50  # records: a page of 1 MB pictures stays readable (our choice)

@@ -60,6 +60,8 @@ class ListSource:
         self, records: Iterable[Record], negatives: Iterable[RejectedRecord] = (), row: type[Record] = Record
     ) -> None:
         self.row = row
+        self.folder = None
+        self.has_looked = False
         self.loaded: list[str] = []  # ids, in the order in which they were asked for
         self._positives = [*records]
         self._records = [*self._positives, *negatives]

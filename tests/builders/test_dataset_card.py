@@ -17,8 +17,8 @@ from markdown_it import MarkdownIt
 from picture_records import ListSource, make_record
 
 from sharegpt4o_image.builders.card_counts import CardFacts, ImageEncoding, RowCounts, SplitCounts
-from sharegpt4o_image.builders.card_metadata import license_fields
-from sharegpt4o_image.builders.dataset_card import COLUMNS, MARKER, TEMPLATE, render_card
+from sharegpt4o_image.builders.card_metadata import COLUMNS, license_fields
+from sharegpt4o_image.builders.dataset_card import MARKER, TEMPLATE, render_card
 from sharegpt4o_image.builders.packer import pack
 from sharegpt4o_image.builders.row_source import SourceFacts
 from sharegpt4o_image.schema import (
@@ -140,6 +140,8 @@ def test_the_examples_of_the_card_run_as_they_stand(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(code, names)
+    assert names["rows"].num_rows == 3
+    assert code.count("\n# load_dataset(") == 1
     edits = [make_record(index) for index in (1, 3, 5)]
     assert [*names["labels"]] == [{"id": edit.id, "edit_category": "Object-level"} for edit in edits]
     assert next(iter(names["stream"]))["id"] == edits[0].id
@@ -209,7 +211,7 @@ def test_every_column_is_described() -> None:
 
 def test_columns_of_negatives_are_told_apart() -> None:
     facts = _facts([make_record(0)], [_rejected(2, "blurry")])
-    assert "`text_to_image_negatives` have `reject_reason` (why a quality gate refused the picture) besides." in (
+    assert "`text_to_image_negatives` has `reject_reason` (why a quality gate refused the picture) besides." in (
         render_card(facts)
     )
 
@@ -238,21 +240,32 @@ def test_a_set_without_rows_still_renders() -> None:
 
 
 def test_dates_and_costs_are_those_of_the_rows_and_of_the_run() -> None:
-    source = SourceFacts(kind="run", name="pilot", spent_usd=1.25)
+    source = SourceFacts(kind="run", name="pilot", spent_usd=8.25, possibly_spent_usd=0.14)
     text = _card(make_record(2), make_record(0), source=source)
     assert "between 2026-11-01T00:00:00Z and 2026-11-03T00:00:00Z" in text
-    assert "0.5 US dollars over 2 rows, 0.25 a row" in text
-    assert "The whole run cost 1.25 US dollars" in text
+    assert "0.50 US dollars over 2 rows, 0.25 a row" in text
+    assert "The whole run cost 8.25 US dollars, and at most 0.14 more that is not known" in text
+
+
+def test_a_cost_that_is_no_number_is_not_counted() -> None:
+    text = _card(make_record(0), make_record(2).model_copy(update={"cost_usd": float("nan")}))
+    assert "0.25 US dollars over 1 row, 0.25 a row" in text
+    assert "nan" not in _section(text, "How it was made")
 
 
 def test_failures_of_a_run_and_of_packing_are_counted() -> None:
     source = SourceFacts(
-        kind="run", name="pilot", attempts={"ok": 1200, "blocked": 3, "lost": 1}, rejections={"moderation": 3}
+        kind="run",
+        name="pilot",
+        requests={"image": {"painter": {"ok": 1100, "blocked": 3}}, "judge": {"critic": {"ok": 100, "lost": 1}}},
+        rejections={"moderation": 3},
     )
     text = _card(make_record(0), source=source, rejections=Counter({"sha256 differs": 2}))
-    assert "The run `pilot` sent 1,204 requests" in text
-    assert "| `blocked` | refused by the moderation of the service | 3 |" in text
-    assert "3 samples of the run became no row here." in text
+    assert "The run `pilot` sent 1,204 requests to its models; 4 requests got no answer of use." in text
+    assert "| What was asked for | Model | `ok` | `blocked` | `lost` |" in text
+    assert "| `image` | `painter` | 1,100 | 3 | 0 |\n| `judge` | `critic` | 100 | 0 | 1 |" in text
+    assert "- `blocked`: refused by the moderation of the service" in text
+    assert "The run rejected 3 samples. None of them is part of this set." in text
     assert "| `moderation` | 3 |" in text
     assert "Packing kept out 2 rows." in text
     assert "| `sha256 differs` | 2 |" in text
@@ -273,10 +286,11 @@ def test_a_light_variant_does_not_claim_the_bytes_that_were_received() -> None:
     plain = _card(make_record(0))
     light = _card(make_record(0), encoding=ImageEncoding(512, "webp", 90))
     assert "byte for byte as they were received" in plain
-    assert "are still there" in plain
+    assert "are still in them" in plain
     assert "byte for byte" not in light
-    assert "are still there" not in light
-    assert "shrunk to at most 512 pixels a side, stored as WEBP and at quality 90" in light
+    assert "are still in them" not in light
+    assert "the pictures of the run `pilot` were decoded, turned upright and encoded anew" in light
+    assert "(at most 512 pixels a side, stored as webp of quality 90)" in light
     assert "(C2PA) are gone" in light
 
 
@@ -293,7 +307,116 @@ def test_labels_tell_their_model_and_their_agreement() -> None:
     assert "| `style` | 4 | 3 | 75.0% |" in labels
     assert "camera" not in labels
     unknown = _card(_labelled(0), row=LabelledRecord)
+    assert "How far the labels agree with what was known was not measured." not in unknown
     assert "how good the labels are is not known" in unknown
+    known = _labelled(0).model_copy(update={"style": "ink"})
+    assert "How far the labels agree with what was known was not measured." in _card(known, row=LabelledRecord)
+
+
+def test_the_run_that_labelled_is_told() -> None:
+    run = SourceFacts(
+        kind="run",
+        name="labels",
+        requests={"label": {"labeller": {"ok": 9, "invalid": 1}}},
+        rejections={"the reply is no JSON": 1},
+        spent_usd=0.5,
+        taxonomy="paper",
+    )
+    source = SourceFacts(kind="run", name="pilot", labelling=run)
+    labels = _section(_card(_labelled(0), row=LabelledRecord, source=source), "Labels")
+    assert "among the words of the taxonomy `paper`" in labels
+    assert "| `label` | `labeller` | 9 | 1 |" in labels
+    assert "| `the reply is no JSON` | 1 |" in labels
+    assert "The whole run cost 0.50 US dollars;" in labels
+    assert "opinion of that model" in labels
+
+
+# ------------------------------------------------------------------ photographs, pipelines, settings
+
+
+def _photograph(index: int) -> Record:
+    changes = {
+        "pipeline": "image_first",
+        "image_model": None,
+        "source_origin": "a museum",
+        "source_license": "cc0-1.0",
+    }
+    return make_record(2 * index).model_copy(update=changes | {"image_params": {"target": "original"}})
+
+
+def test_photographs_are_not_called_synthetic() -> None:
+    text = _card(_photograph(0), _photograph(1))
+    assert "Photographs, each with a description that a language model wrote. No model made them." in text
+    assert "- `image_first`: a language model describes a photograph; the picture of the row is the photograph" in text
+    assert "may show real people" in _section(text, "Ethics")
+    assert "Pictures made by" not in text
+    assert "are synthetic" not in text
+    assert "synthetic" not in _metadata(text)["tags"]
+    assert "The rows were made between" in text
+
+
+def test_photographs_among_other_pictures_are_counted() -> None:
+    edit = make_record(1).model_copy(update={"source_origin": "synthesized; a museum"})
+    text = _card(make_record(0), _photograph(1), edit, make_record(3))
+    assert "Pictures made by image-generation models, each with the text that asked for it or for the change" in text
+    assert "; and 1 photograph that no model made, each with a description" in text
+    assert "In 1 of 2 rows a source picture is a photograph." in text
+    assert "Pictures that a model made are synthetic" in text
+    assert "may show real people" not in _card(make_record(0), make_record(1))
+
+
+def test_only_the_pipelines_that_are_present_are_described() -> None:
+    text = _section(_card(make_record(0)), "How it was made")
+    assert "`prompt_first`: a topic is drawn" in text
+    assert not re.search("`(document|editing|image_first)`", text)
+    assert "Documents are meant" not in _card(make_record(0))
+    document = make_record(0).model_copy(update={"pipeline": "document"})
+    assert "`document`: a language model writes the content" in _card(document)
+    assert "Documents are meant" in _card(document)
+
+
+def test_the_settings_of_a_run_are_told() -> None:
+    gates = {"blank": True, "similar_within": None, "judge": {"model": "critic", "threshold": 7}}
+    settings = {"seed": 0, "prompt_params": {"temperature": 0.5}, "image_params": {}, "gates": gates}
+    text = _card(make_record(0), source=SourceFacts(kind="run", name="a", taxonomy="paper", settings=settings))
+    assert "| Taxonomy | `paper` |\n| Seed | `0` |" in text
+    assert '| Parameters of text requests | `{"temperature": 0.5}` |' in text
+    assert "| Refuse pictures of one colour | `yes` |" in text
+    assert "| Model that judges every picture, from 0 to 10 | `critic` |" in text
+    assert "| Refuse pictures that it gives less than | `7` |" in text
+    assert "bits" not in _section(text, "How it was made")
+
+
+def test_a_light_variant_of_a_release_is_none_of_a_run() -> None:
+    source = SourceFacts(kind="upstream_release", name="org/release", notes=("1. Before, the pictures were larger.",))
+    text = _card(_upstream(0), source=source, encoding=ImageEncoding(64, None, None))
+    assert "the pictures of the release `org/release` were decoded" in text
+    assert "- &#49;. Before, the pictures were larger." in text
+
+
+def test_the_upstream_release_is_told_from_what_the_paper_says_of_it() -> None:
+    text = _card(_upstream(0), source=SourceFacts(kind="upstream_release", name="org/release"))
+    assert "image generation of GPT-4o, and the texts from Gemini 2.5 Pro" in text
+    assert (
+        "The licence of FreedomIntelligence/ShareGPT-4o-Image is not known. The terms of OpenAI and of Google" in text
+    )
+    assert "models named above" not in text
+    assert "checksum compared" not in text
+    assert "and checksum." not in text
+    assert "byte for byte those of the release `org/release`" in text
+
+
+def test_tables_end() -> None:
+    records = [
+        make_record(0).model_copy(update={"image_params": {"n": index}, "license": f"licence {index}"})
+        for index in range(45)
+    ]
+    text = _card(*records)
+    assert text.count("| 5 more |  | 5 |") == 2
+
+
+def test_the_paper_is_cited() -> None:
+    assert "arXiv preprint arXiv:2506.18095" in _section(_card(make_record(0)), "Citation")
 
 
 def test_a_set_of_negatives_says_so() -> None:
@@ -301,6 +424,26 @@ def test_a_set_of_negatives_says_so() -> None:
     text = render_card(_facts([make_record(0)], [_rejected(2, "blurry"), _rejected(4, "blurry")]))
     assert "| `blurry` | 2 |" in text
     assert "| `offline-painter` | 1 |" in text
+    assert "published elsewhere" not in text
+
+
+def test_reasons_of_negatives_are_counted_without_particulars() -> None:
+    reason = "the run has a picture that looks the same"
+    negatives = [_rejected(2 * index, f"{reason} ({index:04x})") for index in range(1, 4)]
+    text = render_card(_facts([make_record(0)], negatives))
+    assert f"| `{reason}` | 3 |" in text
+    assert "(0001)" not in text
+
+
+def test_what_became_of_rejected_samples_is_told_by_case() -> None:
+    source = SourceFacts(kind="run", name="pilot", rejections={"blurry": 1})
+    negative = _rejected(2, "blurry")
+    assert "The run rejected 1 sample. None of them is part" in _card(make_record(0), source=source)
+    with_negatives = render_card(_facts([make_record(0)], [negative], source=source))
+    assert "The run rejected 1 sample. Those of which there is a picture are in the configurations" in with_negatives
+    of_negatives = _card(negative, row=RejectedRecord, source=source)
+    assert "The run rejected 1 sample. Those of which there is a picture are the rows of this set." in of_negatives
+    assert "became no row" not in re.sub("answers that became no row", "", with_negatives + of_negatives)
 
 
 def test_text_from_outside_cannot_break_out() -> None:
@@ -309,7 +452,9 @@ def test_text_from_outside_cannot_break_out() -> None:
     source = SourceFacts(
         kind="run",
         name=HOSTILE,
-        attempts={HOSTILE: 1},
+        requests={HOSTILE: {HOSTILE: {HOSTILE: 1}}},
+        settings={"prompt_params": {HOSTILE: HOSTILE}, "gates": {"judge": {"model": HOSTILE, "threshold": 7}}},
+        taxonomy=HOSTILE,
         rejections={HOSTILE: 1},
         notes=(HOSTILE, "- " + HOSTILE, "# heading"),
     )

@@ -139,6 +139,31 @@ def test_negatives_are_exported_only_by_name(tmp_path: Path) -> None:
     assert (row["id"], row["reject_reason"]) == (negative.id, "the edit changed nothing")
 
 
+@pytest.mark.parametrize("to", LAYOUTS)
+def test_readmes_tell_origin_and_licence(tmp_path: Path, to: str) -> None:
+    _pack(tmp_path / "set*<b>", [_with(record, license="cc-by-4.0") for record in RECORDS[:3]])
+    export_dataset(tmp_path / "set*<b>", tmp_path / "out", to)
+    text = (tmp_path / "out/README.md").read_text()
+    assert "| `synthesized` | `cc-by-4.0` | 3 |" in text
+    assert "license: cc-by-4.0\n" in text.split("---")[1]
+    assert f"# set&#42;&#60;b&#62; as {to}" in text
+    assert "Its card says which models made the rows" in text
+    assert ("```python" in text) == ("\nfrom datasets import" in text)
+
+
+def test_licences_go_with_the_rows(tmp_path: Path) -> None:
+    _pack(tmp_path / "set", [_with(PLAIN[0], license="cc-by-4.0"), PLAIN[1]])
+    for to in ("janus-json", "messages"):
+        export_dataset(tmp_path / "set", tmp_path / to, to)
+    rows = json.loads((tmp_path / "janus-json/text_to_image.json").read_text())
+    lines = [json.loads(line) for line in (tmp_path / "messages/messages.jsonl").open()]
+    assert [row.get("license", "-") for row in rows] == ["cc-by-4.0", "-"]
+    assert [line.get("license", "-") for line in lines] == ["cc-by-4.0", "-"]
+    readme = (tmp_path / "messages/README.md").read_text()
+    assert "license:" not in readme
+    assert "| `synthesized` | none stated | 1 |" in readme
+
+
 def test_an_id_that_occurs_twice_is_exported_once_and_told(tmp_path: Path) -> None:
     folder = _pack(tmp_path / "set", PLAIN)
     [shard] = (folder / "text_to_image").glob("*.parquet")
@@ -249,6 +274,8 @@ def test_webdataset_keeps_unlike_samples_apart(tmp_path: Path) -> None:
         f"{task}-output_jpg-source_png-00000.tar",
         f"{task}-output_png-source0_png-source1_png-00000.tar",
     ]
+    readme = (tmp_path / "out/README.md").read_text()
+    assert f"1 of `{task}`, 1 of `{task}-output_png-source0_png-source1_png`" in readme
     [row] = load_dataset(str(tmp_path / "out"), f"{task}-output_png-source0_png-source1_png", split="train")
     assert row["source1.png"].tobytes() == Pillow.open(io.BytesIO(png(5))).tobytes()
     [row] = _plain_load(tmp_path / "out", task)

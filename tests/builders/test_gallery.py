@@ -84,9 +84,15 @@ def test_the_page_holds_every_column_that_is_known(tmp_path: Path) -> None:
 
 
 def test_numbers_that_json_lacks_are_shown_as_text(tmp_path: Path) -> None:
-    record = _with(make_record(0), cost_usd=float("nan"), usage={"seconds": {"all": float("inf")}})
-    [row] = _data(write_gallery(_pack(tmp_path / "set", [record]), tmp_path / "page.html"))["rows"]
-    assert (row["columns"]["cost_usd"], row["columns"]["usage"]) == ("nan", {"seconds": {"all": "inf"}})
+    folder = _pack(tmp_path / "set", [make_record(0)])
+    [shard] = folder.rglob("train-*.parquet")
+    table = pq.read_table(shard)
+    [row] = table.to_pylist()
+    row |= {"cost_usd": float("nan"), "image_params": '{"steps": [1, NaN]}', "usage": '{"seconds": {"all": Infinity}}'}
+    pq.write_table(table.from_pylist([row], schema=table.schema), shard)
+    [shown] = [row["columns"] for row in _data(write_gallery(folder, tmp_path / "page.html"))["rows"]]
+    assert (shown["cost_usd"], shown["usage"]) == ("nan", {"seconds": {"all": "inf"}})
+    assert shown["image_params"] == {"steps": [1, "nan"]}
 
 
 def test_thumbnails_are_small_and_state_the_size_of_the_picture(tmp_path: Path) -> None:
@@ -139,6 +145,15 @@ def test_negatives_come_with_their_reason(tmp_path: Path) -> None:
         "text_and_image_to_image": None,
         "text_and_image_to_image_negatives": "the edit changed nothing",
     }
+
+
+def test_reasons_are_filtered_without_particulars(tmp_path: Path) -> None:
+    negatives = [
+        RejectedRecord(**dict(make_record(index)), reject_reason=f"it looks the same ({index})") for index in (3, 5)
+    ]
+    data = _data(write_gallery(_pack(tmp_path / "set", [make_record(1)], negatives), tmp_path / "page.html"))
+    assert [row["reason"] for row in data["rows"]] == [None, "it looks the same", "it looks the same"]
+    assert data["rows"][1]["columns"]["reject_reason"] == "it looks the same (3)"
 
 
 def test_a_picture_that_cannot_be_decoded_is_told(tmp_path: Path) -> None:
@@ -242,6 +257,22 @@ def test_filters_are_read_from_the_address(hostile_page: Path, tmp_path: Path) -
     assert "1 of 7 rows" in document
 
 
+def test_more_filters_are_open_when_the_address_asks_for_one(hostile_page: Path, tmp_path: Path) -> None:
+    document, console = _browse(hostile_page, "#objects=star", tmp_path / "profile")
+    assert console == []
+    assert _Elements(document).shown_cards() == [False] * 7
+    [details] = [attributes for tag, attributes in _Elements(document).found if tag == "details"]
+    assert "open" in details
+
+
+def test_a_row_is_found_by_one_of_its_objects(tmp_path: Path) -> None:
+    records = [_with(make_record(0), objects=["circle", "star"]), make_record(2)]
+    page = write_gallery(_pack(tmp_path / "set", records), tmp_path / "page.html")
+    document, _ = _browse(page, "#objects=star", tmp_path / "profile")
+    assert _Elements(document).shown_cards() == [True, False]
+    assert ">star (1)<" in document
+
+
 def test_a_script_that_was_changed_does_not_run(hostile_page: Path, tmp_path: Path) -> None:
     text = hostile_page.read_text("utf-8")
     hostile_page.write_text(text.replace('"use strict";', '"use strict"; "changed";'), "utf-8")
@@ -271,9 +302,15 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:
     folder = _pack(tmp_path / "set", [make_record(0)])
     [shard] = folder.rglob("train-*.parquet")
     shard.write_bytes(shard.read_bytes()[:200])
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(UserError, match="cannot be read"):
         write_gallery(folder, tmp_path / "page.html")
     shard.unlink()
-    with pytest.raises(UserError, match="holds no data files"):
+    with pytest.raises(UserError, match="lacks files of the split train"):
         write_gallery(folder, tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+
+
+def test_a_folder_whose_name_is_no_utf8_is_refused(tmp_path: Path) -> None:
+    folder = _pack(tmp_path / "set", [make_record(0)])
+    with pytest.raises(UserError, match="is not UTF-8; rename the folder"):
+        write_gallery(folder.rename(tmp_path / "set-\udcff"), tmp_path / "page.html")

@@ -15,7 +15,9 @@ from PIL import Image
 
 from sharegpt4o_image.builders.enrichment import LabelledSet
 from sharegpt4o_image.builders.label_agreement import Agreement, ObjectAgreement, WordAgreement
-from sharegpt4o_image.schema import TASKS, ImageFile
+from sharegpt4o_image.builders.row_labelling import Labelling
+from sharegpt4o_image.schema import TASKS, ImageFile, LabelledRecord
+from sharegpt4o_image.synthesis import labelling
 from sharegpt4o_image.synthesis.blobs import BlobStore
 from sharegpt4o_image.synthesis.config import SynthesisConfig
 from sharegpt4o_image.synthesis.journal import Answer
@@ -79,15 +81,32 @@ def test_pictures_are_shown_small_upright_and_opaque(tmp_path: Path) -> None:
     assert min(low for low, _ in shown.getextrema()) > 250  # type: ignore[misc]
 
 
-def test_more_than_eight_objects_are_dropped_and_counted() -> None:
-    names = load_taxonomy("offline").object_leaves[:10]
-    said = json.dumps(NOTHING_FITS | {"objects": names})
+def read_answer(objects: list[str], served_model: str | None = None) -> Labels:
+    said = json.dumps(NOTHING_FITS | {"objects": objects})
     request = plan_labels(OFFLINE, WORDS, Subject("row", "text_to_image", "a prompt", ("0",)))
     body = {"choices": [{"message": {"content": said}, "finish_reason": "stop"}]}
-    labels = request.parse(Answer(1, body, None, None, {}, 0.0, ""))
+    return request.parse(Answer(1, body, None, served_model, {}, 0.0, ""))
+
+
+def test_more_than_eight_objects_are_dropped_and_counted() -> None:
+    names = load_taxonomy("offline").object_leaves[:10]
+    labels = read_answer(names)
     assert labels.values["objects"] == names[:8]
     assert labels.dropped == tuple(names[8:])
     assert labels.model == "offline-writer-1"
+
+
+def test_objects_keep_the_names_that_the_model_gives_if_they_are_names() -> None:
+    unfit = ["car\u202ecod", "\x1b[31mred", "", "x" * 61]
+    labels = read_answer(["A Person", "the  old\n tree", "person", "caf\u00e9 chair", *unfit])
+    assert labels.values["objects"] == ["person", "old tree", "caf\u00e9 chair"]
+    assert labels.dropped == tuple(unfit)
+
+
+@pytest.mark.parametrize("name", ["evil\u202emodel", "red\x1b[31m", "m" * 61, ""])
+def test_a_model_without_a_fit_name_is_called_as_it_was_asked(name: str) -> None:
+    assert read_answer([], name).model == "offline-writer-1"
+    assert read_answer([], "other-1").model == "other-1"
 
 
 # --------------------------------------------------------------------------- closed forms
@@ -128,6 +147,22 @@ def test_agreement_compares_only_what_is_known_and_in_the_vocabulary() -> None:
     assert agreement.words["camera"].pairs == {("close-up", "none"): 1}
 
 
+def test_objects_that_the_taxonomy_lacks_are_neither_right_nor_wrong() -> None:
+    agreement = Agreement(Vocabulary.of(load_taxonomy("paper")))
+    record = make_record(0).model_copy(update={"objects": ["tench", "gar (fish)"]})
+    agreement.add(record, Labels("m", {"objects": ["gar", "person", "tench", "tree"]}, {"objects": 1.0}))
+    assert agreement.for_card() == {"objects": [1, 1]}
+    assert agreement.objects.to_dict()["precision"] == 1
+
+
+def test_labels_that_a_row_came_with_are_read_from_its_columns() -> None:
+    labels = Labels("m", {"objects": ["cat"], "style": None}, {"objects": 1.0, "style": 0.25})
+    record = make_record(0)
+    assert Labels.of(LabelledRecord(**dict(record), **labels.columns())) == labels
+    assert Labels.of(LabelledRecord(**dict(record))) is None
+    assert Labels.of(record) is None
+
+
 @pytest.mark.parametrize(
     ("said", "name"),
     [
@@ -156,7 +191,7 @@ def test_explanations_that_tell_names_apart_are_needed() -> None:
 
 def test_a_row_changes_with_its_labels_alone() -> None:
     def digests(labels: dict[str, Labels]) -> Iterator[str]:
-        return (plan.digest for plan in LabelledSet(ListSource(records), labels, {}).plan())
+        return (plan.digest for plan in LabelledSet(ListSource(records), Labelling(Agreement(WORDS), labels)).plan())
 
     records = [make_record(index) for index in range(3)]
     plans = list(ListSource(records).plan())
@@ -170,7 +205,7 @@ def test_a_row_changes_with_its_labels_alone() -> None:
     assert other not in (first, plain[0])
 
 
-def test_ids_follow_from_all_that_decides_the_answer() -> None:
+def test_ids_follow_from_all_that_decides_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     record = make_record(1)
     subject = Subject.of(record)
     assert subject.pictures == tuple(
@@ -189,5 +224,8 @@ def test_ids_follow_from_all_that_decides_the_answer() -> None:
         key(SynthesisConfig(prompt_model="other")),
         key(words=Vocabulary.of(load_taxonomy("paper"))),
     ]
+    monkeypatch.setattr(labelling, "SHOWN_SIDE", SHOWN_SIDE // 2)
+    keys.append(key())
+    monkeypatch.undo()
     assert len(set(keys)) == len(keys)
     assert key() == keys[0]

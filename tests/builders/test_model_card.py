@@ -81,6 +81,15 @@ def test_what_was_not_measured_is_said_to_be_so() -> None:
     assert "| steps | `7` |\n| last training loss | not recorded |\n| hardware | not recorded |" in partly
 
 
+def test_terms_follow_from_what_it_was_made_from() -> None:
+    assert "The terms of `deepseek-ai/Janus-Pro-7B` apply besides." in render_model_card(FULL)
+    assert "The terms of `org/sharegpt4o-image` apply besides, and those of the services" in render_model_card(FULL)
+    nothing = render_model_card(ModelCardFacts(name="x", summary="From nothing.", training=Training(num_steps=7)))
+    assert not re.search("services|base model|apply besides|other models", nothing)
+    unknown = render_model_card(ModelCardFacts(name="x", summary="A checkpoint."))
+    assert "What it was trained on is not recorded here" in unknown
+
+
 def test_a_checkpoint_that_cannot_edit_does_not_show_how() -> None:
     text = render_model_card(ModelCardFacts(name="x", summary="A checkpoint.", can_edit=False))
     assert "image=picture" not in text

@@ -65,6 +65,18 @@ def test_a_damaged_picture_is_kept_out_and_told(
     assert (row["id"], row["reason"]) == (edit.id, "output_image does not have the recorded sha256")
 
 
+def test_a_picture_that_is_gone_is_told_without_its_path(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit = next(record for record in iter_records(run_dir) if record.task == "text_and_image_to_image")
+    [blob] = (run_dir / "blobs").rglob(str(edit.output_sha256))
+    blob.unlink()
+    _pack(run_dir, "-o", "set", monkeypatch=monkeypatch)
+    [row] = pq.read_table("set/rejections.parquet").to_pylist()
+    assert (row["id"], row["reason"]) == (edit.id, "a picture is gone from the run")
+    assert str(run_dir) not in str(row)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

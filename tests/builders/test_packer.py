@@ -15,11 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from datasets import Features, Image, load_dataset
 from picture_records import ListSource, make_record, png
 from PIL import Image as Pillow
+from PIL import ImageCms
 
 from sharegpt4o_image.builders import packer
 from sharegpt4o_image.builders.light_variant import check_encoding, lighten
@@ -105,11 +107,16 @@ class TestRows:
         assert load_dataset(str(tmp_path / "set"), split="train").num_rows == 1  # the only one is the default
 
 
+OTHER_SIZE = "does not have the recorded size: it is 16x16, not 8x8"
 FAULTS: dict[str, Callable[[Record], dict]] = {
     "output_image is unreadable: not a picture": lambda record: {"output_image": _file(b"<html>")},
     "output_image does not have the recorded sha256": lambda record: {"output_image": _file(png(99))},
-    "output_image is 16x16, recorded as 8x8": lambda record: {"output_image_resolution": [8, 8]},
-    "input_image is 16x16, recorded as 8x8": lambda record: {"input_image_resolution": [8, 8]},
+    "output_image does not have the recorded size: it is 16x16, not 8x8": lambda record: {
+        "output_image_resolution": [8, 8]
+    },
+    "input_image does not have the recorded size: it is 16x16, not 8x8": lambda record: {
+        "input_image_resolution": [8, 8]
+    },
     "input_image is missing": lambda record: {"input_image": []},
     "input_image is given, but the task is text_to_image": lambda record: {"task": "text_to_image"},
     "input_prompt is empty": lambda record: {"input_prompt": " "},
@@ -127,9 +134,10 @@ class TestRejections:
         assert [row["id"] for row in _stored(tmp_path / "set", "text_and_image_to_image")] == [good.id]
         [row] = pq.read_table(tmp_path / "set" / "rejections.parquet").to_pylist()
         assert (row["id"], row["reason"]) == (bad.id, reason)
-        assert summary.rejections == {reason: 1}
-        assert json.loads(summary.to_json())["rejections"] == {reason: 1}
-        assert f"| `{reason}` | 1 |" in (tmp_path / "set" / "README.md").read_text()
+        counted = reason.split(": ")[0]  # particulars are for the list
+        assert summary.rejections == {counted: 1}
+        assert json.loads(summary.to_json())["rejections"] == {counted: 1}
+        assert f"| `{counted}` | 1 |" in (tmp_path / "set" / "README.md").read_text()
 
     def test_a_cut_off_picture_is_unreadable(self, tmp_path: Path) -> None:
         cut = make_record(3)
@@ -191,6 +199,18 @@ class TestFolder:
         (tmp_path / "set" / "codes" / "text_to_image.parquet").write_bytes(b"codes of these rows")
         pack(records[:3], tmp_path / "set")
         assert not (tmp_path / "set" / "codes").exists()
+
+    def test_what_is_added_while_it_is_packed_is_not_lost(self, tmp_path: Path, records: list[Record]) -> None:
+        pack(records, tmp_path / "set")
+
+        class Source(ListSource):
+            def load(self, plan: RowPlan) -> Record:
+                (tmp_path / "set" / "notes.txt").write_text("mine")
+                return super().load(plan)
+
+        with pytest.raises(UserError, match=r"holds something else \(notes.txt\)"):
+            packer.pack(Source(records), tmp_path / "set")
+        assert (tmp_path / "set" / "notes.txt").read_text() == "mine"
 
     def test_an_empty_folder_is_used(self, tmp_path: Path, records: list[Record]) -> None:
         (tmp_path / "set").mkdir()
@@ -289,6 +309,14 @@ class TestResume:
         pack(records, tmp_path / "whole" / "set", shard_bytes=12_000, row_group_bytes=2_900)
         assert _tree(tmp_path / "set") == _tree(tmp_path / "whole" / "set")
 
+    def test_a_shard_that_a_power_cut_emptied_is_written_again(self, tmp_path: Path, records: list[Record]) -> None:
+        with pytest.raises(RuntimeError, match="the disk is gone"):
+            packer.pack(FailingSource(records), tmp_path / "set", **SHARDS_OF_TWO)
+        (tmp_path / ".set.partial" / ".work" / "text_to_image.train.00000.parquet").write_bytes(b"")
+        packer.pack(ListSource(records), tmp_path / "set", **SHARDS_OF_TWO)
+        pack(records, tmp_path / "whole" / "set", **SHARDS_OF_TWO)
+        assert _tree(tmp_path / "set") == _tree(tmp_path / "whole" / "set")
+
     def test_a_damaged_note_is_no_note(self, tmp_path: Path, records: list[Record]) -> None:
         with pytest.raises(RuntimeError, match="the disk is gone"):
             packer.pack(FailingSource(records), tmp_path / "set", **SHARDS_OF_TWO)
@@ -367,8 +395,24 @@ class TestSplits:
         }
         assert sum(rows.num_rows for rows in loaded.values()) == 30
 
+    def test_a_split_is_named_once(self) -> None:
+        with pytest.raises(UserError, match="names test twice"):
+            parse_splits(["test=0.1", "test=0.2"])
+
     @pytest.mark.parametrize(
-        "option", ["test", "test=", "test=1", "test=0", "train=0.1", "Test=0.1", "a/b=0.1", "=0.1"]
+        "option",
+        [
+            "test",
+            "test=",
+            "test=1",
+            "test=0",
+            "all=0.1",
+            "train=0.1",
+            "Test=0.1",
+            "a/b=0.1",
+            "=0.1",
+            f"{'x' * 33}=0.1",
+        ],
     )
     def test_what_is_no_split_is_refused(self, option: str) -> None:
         with pytest.raises(UserError, match="is no split"):
@@ -436,6 +480,38 @@ class TestLightVariant:
         assert light.output_image_resolution == [2, 4]
         assert Pillow.open(io.BytesIO(light.output_image.bytes)).getpixel((0, 0)) == (255, 255, 255)
 
+    def test_sixteen_bits_are_scaled_and_palettes_are_smoothed(self) -> None:
+        gray = Pillow.fromarray(np.full((8, 8), 32768, dtype=np.uint16))
+        assert _lightened(gray, ImageEncoding(4, "png", None)).getpixel((0, 0)) == 128
+        checkered = Pillow.fromarray((np.indices((8, 8)).sum(axis=0) % 2).astype(bool)).convert("P")
+        assert abs(_lightened(checkered, ImageEncoding(4, "png", None)).getpixel((1, 1))[0] - 128) < 10
+
+    def test_the_colour_profile_is_kept(self) -> None:
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        for image_format in ("png", "jpeg", "webp"):
+            light = _lightened(Pillow.new("RGB", (8, 8)), ImageEncoding(4, image_format, None), icc_profile=profile)
+            assert light.info["icc_profile"] == profile
+
+    def test_what_a_light_variant_cannot_hold_is_kept_out(self, tmp_path: Path) -> None:
+        buffer = io.BytesIO()
+        frames = [Pillow.new("L", (8, 8), value) for value in (0, 255)]
+        frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+        wide = io.BytesIO()
+        Pillow.new("L", (17_000, 1)).save(wide, "PNG")
+        records = [_with_output(make_record(0), buffer, [8, 8]), _with_output(make_record(2), wide, [17_000, 1])]
+        summary = pack([make_record(4), *records], tmp_path / "set", encoding=ImageEncoding(None, "webp", 90))
+        assert summary.rejections == {
+            "output_image is animated, and a light variant would keep its first frame only": 1,
+            "output_image cannot be written as webp": 1,
+        }
+
+    def test_what_was_done_before_is_not_forgotten(self, tmp_path: Path, records: list[Record]) -> None:
+        pack(records, tmp_path / "one", encoding=ImageEncoding(8, "webp", 80))
+        packer.pack(PackedSet(tmp_path / "one"), tmp_path / "two", encoding=ImageEncoding(None, "png", None))
+        facts = PackedSet(tmp_path / "two").facts()
+        assert facts.encoding == ImageEncoding(None, "png", None)
+        assert "at most 8 pixels a side, stored as webp of quality 80" in facts.notes[0]
+
     @pytest.mark.parametrize(
         ("options", "sentence"),
         [((None, "gif", None), "--format gif is not known"), ((64, None, 90), "name one of them"),
@@ -467,6 +543,45 @@ class TestPackedSet:
         packer.pack(PackedSet(tmp_path / "one" / "set"), tmp_path / "two" / "set")
         shards = [{k: v for k, v in _tree(tmp_path / n).items() if "train-" in k} for n in ("one", "two")]
         assert shards[0] == shards[1]
+
+    def test_what_was_kept_out_stays_listed(self, tmp_path: Path, records: list[Record]) -> None:
+        records[3] = records[3].model_copy(update={"input_prompt": " "})
+        pack(records, tmp_path / "one")
+        summary = packer.pack(PackedSet(tmp_path / "one"), tmp_path / "two", encoding=ImageEncoding(8, "webp", 80))
+        assert summary.rejections == {"input_prompt is empty": 1}
+        [row] = pq.read_table(tmp_path / "two" / "rejections.parquet").to_pylist()
+        assert (row["id"], row["location"]) == (records[3].id, "record 3")
+
+    def test_it_is_not_packed_over_itself(self, tmp_path: Path, records: list[Record]) -> None:
+        pack(records, tmp_path / "set")
+        before = _tree(tmp_path)
+        with pytest.raises(UserError, match="holds what is packed"):
+            packer.pack(PackedSet(tmp_path / "set"), tmp_path / "set", encoding=ImageEncoding(8, "webp", 80))
+        assert _tree(tmp_path) == before
+
+    def test_a_missing_file_is_no_smaller_set(self, tmp_path: Path) -> None:
+        pack([make_record(2 * index) for index in range(6)], tmp_path / "set", **SHARDS_OF_TWO)
+        (tmp_path / "set" / "text_to_image" / "train-00001-of-00003.parquet").unlink()
+        with pytest.raises(UserError, match="lacks files of the split train"):
+            PackedSet(tmp_path / "set")
+
+    @pytest.mark.parametrize("content", [b"", b"PAR1", b"no Parquet file at all"])
+    def test_a_damaged_file_is_one_sentence(self, tmp_path: Path, records: list[Record], content: bytes) -> None:
+        pack(records, tmp_path / "set")
+        (tmp_path / "set" / "text_and_image_to_image" / "train-00000-of-00001.parquet").write_bytes(content)
+        with pytest.raises(UserError, match="cannot be read"):
+            PackedSet(tmp_path / "set")
+
+    def test_a_damaged_row_is_kept_out(self, tmp_path: Path, records: list[Record]) -> None:
+        pack(records, tmp_path / "one")
+        path = tmp_path / "one" / "text_to_image" / "train-00000-of-00001.parquet"
+        table = pq.read_table(path)
+        rows = table.to_pylist()
+        rows[0]["image_params"], rows[1]["output_image"]["bytes"], rows[2]["usage"] = "[1", None, "[1]"
+        pq.write_table(table.from_pylist(rows, schema=table.schema), path)
+        summary = packer.pack(PackedSet(tmp_path / "one"), tmp_path / "two")
+        assert summary.configs["text_to_image"].num_rows == 3
+        assert summary.rejections == {"a column has no valid value": 3}
 
     def test_a_folder_without_card_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="is no data set"):
@@ -509,6 +624,13 @@ def _stopped_pack(folder: Path, row: int) -> Iterator[None]:
             yield
         finally:
             process.send_signal(signal.SIGKILL)
+
+
+def test_rows_that_changed_are_not_taken_from_the_cache(tmp_path: Path) -> None:
+    for prompt in ("a", "b"):  # same name, same counts, same sizes
+        pack([make_record(0).model_copy(update={"input_prompt": prompt})], tmp_path / "set")
+        rows = load_dataset(str(tmp_path / "set"), split="train", cache_dir=str(tmp_path / "cache"))
+        assert rows["input_prompt"][:] == [prompt]
 
 
 class TestSummary:
@@ -562,6 +684,18 @@ class FailingSource(ListSource):
         return super().load(plan)
 
 
+def _with_output(record: Record, data: io.BytesIO, size: list[int]) -> Record:
+    output = _file(data.getvalue())
+    return record.model_copy(update={"output_image": output, "output_image_resolution": size, "output_sha256": None})
+
+
+def _lightened(picture: Pillow.Image, encoding: ImageEncoding, **options: Any) -> Pillow.Image:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", **options)
+    light = lighten(_with_output(make_record(0), buffer, [*picture.size]), encoding)
+    return Pillow.open(io.BytesIO(light.output_image.bytes))
+
+
 def _file(data: bytes) -> ImageFile:
     return ImageFile(bytes=data, path="picture.png")
 
@@ -569,7 +703,7 @@ def _file(data: bytes) -> ImageFile:
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_records(tmp_path: Path) -> None:
     script = textwrap.dedent("""
-        import resource, sys
+        import re, sys
         from pathlib import Path
         from picture_records import ListSource, make_record
         from sharegpt4o_image.builders.packer import pack
@@ -586,7 +720,7 @@ def test_memory_does_not_grow_with_the_number_of_records(tmp_path: Path) -> None
 
         summary = pack(Source([]), Path(sys.argv[1]))
         assert sum(config.num_rows for config in summary.configs.values()) == int(sys.argv[2])
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024)
     """)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     peaks = []
@@ -596,3 +730,26 @@ def test_memory_does_not_grow_with_the_number_of_records(tmp_path: Path) -> None
         peaks.append(int(result.stdout))
     assert peaks[1] < 1_000
     assert peaks[1] < peaks[0] + 150  # what the list of rows takes
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_size_of_pictures(tmp_path: Path) -> None:
+    script = textwrap.dedent("""
+        import io, re, sys
+        from pathlib import Path
+        from PIL import Image
+        from picture_records import ListSource, make_record
+        from sharegpt4o_image.builders.packer import pack
+        from sharegpt4o_image.schema import ImageFile
+
+        buffer = io.BytesIO()
+        Image.new("RGB", (8000, 7900)).save(buffer, "PNG")
+        output = ImageFile(bytes=buffer.getvalue(), path="large.png")
+        change = {"output_image": output, "output_image_resolution": [8000, 7900], "output_sha256": None}
+        pack(ListSource(make_record(2 * index).model_copy(update=change) for index in range(12)), Path(sys.argv[1]))
+        print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+    """)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", script, str(tmp_path / "set")]
+    result = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    assert int(result.stdout) < 1_000_000  # kB; a picture takes 190 MB when it is decoded

@@ -119,13 +119,13 @@ def test_duplicates_stay_in_order() -> None:
 @pytest.mark.parametrize(
     ("block", "reason"),
     [
-        (header("image/1.png", kind=tarfile.SYMTYPE, link="/etc/passwd"), "is a symbolic link"),
-        (header("image/1.png", kind=tarfile.LNKTYPE, link="image/0.png"), "is a hard link"),
-        (header("image/1.png", kind=tarfile.CHRTYPE), "is a device"),
-        (header("image/1.png", kind=tarfile.BLKTYPE), "is a device"),
-        (header("image/1.png", kind=tarfile.FIFOTYPE), "is a pipe"),
-        (header("image/1.png", kind=tarfile.GNUTYPE_SPARSE), "is a sparse file"),
-        (header("image/1.png", 3, kind=b"Y") + padded(b"abc"), "is of an unknown type"),
+        (header("image/1.png", kind=tarfile.SYMTYPE, link="/etc/passwd"), "is refused: a symbolic link"),
+        (header("image/1.png", kind=tarfile.LNKTYPE, link="image/0.png"), "is refused: a hard link"),
+        (header("image/1.png", kind=tarfile.CHRTYPE), "is refused: a device"),
+        (header("image/1.png", kind=tarfile.BLKTYPE), "is refused: a device"),
+        (header("image/1.png", kind=tarfile.FIFOTYPE), "is refused: a pipe"),
+        (header("image/1.png", kind=tarfile.GNUTYPE_SPARSE), "is refused: a sparse file"),
+        (header("image/1.png", 3, kind=b"Y") + padded(b"abc"), "is refused: of an unknown type"),
         (member("/image/1.png", b"abc"), "has an absolute name"),
         (member("image/../../1.png", b"abc"), "has a name that leaves its folder"),
         (member("..", b"abc"), "has a name that leaves its folder"),
@@ -157,7 +157,7 @@ def record(text: bytes) -> bytes:
 def test_pax_sparse_member_is_refused() -> None:
     sparse = record(b"GNU.sparse.major=1") + record(b"GNU.sparse.minor=0") + record(b"GNU.sparse.name=image/1.png")
     data = pax(sparse + record(b"GNU.sparse.realsize=9")) + member("x", b"0\n" + b"\0" * 510) + END
-    assert scan_tar(Bytes(data)).refused == {"image/1.png": "is a sparse file"}
+    assert scan_tar(Bytes(data)).refused == {"image/1.png": "is refused: a sparse file"}
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_every_cut_is_noticed() -> None:
         whole = [name for name, content in members.items() if data.index(content) + len(content) <= length]
         assert [one.name for one in index.members] == whole
         for name, reason in index.refused.items():
-            assert reason.startswith("is cut off after "), name
+            assert reason.startswith("is cut off: "), name
     assert scan_tar(Bytes(data + END)).problem is None
 
 
@@ -315,10 +315,19 @@ def test_stopped_scan_leaves_no_index(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("a file")
-    with pytest.raises(UserError, match="set HF_HOME to a folder that can be written"):
-        load_index(Bytes(member("image/0.png", b"a") + END), tmp_path / "cache")
+def test_cache_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It only spares the next scan, so it is done without; one warning is enough for all parts."""
+    cache = tmp_path / "cache"
+    cache.write_text("a file")
+    for name in ("image/0.png", "image/1.png"):
+        index = load_index(Bytes(member(name, b"a") + END), cache)
+        assert [one.name for one in index.members] == [name]
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        f"{cache} cannot be written (File exists), so the tar parts will be scanned again next time; "
+        "set HF_HOME to another folder"
+    )
 
 
 def test_shown_names() -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The importer of the upstream release, on releases in its true layout."""
 
+import errno
 import hashlib
 import io
 import json
@@ -12,6 +13,8 @@ import pytest
 from PIL import Image
 from upstream_double import check_import, import_all, write_release
 
+from sharegpt4o_image.builders import upstream_release
+from sharegpt4o_image.builders.picture_look import look_at
 from sharegpt4o_image.builders.record_check import find_fault
 from sharegpt4o_image.builders.row_source import RowFault, RowPlan
 from sharegpt4o_image.builders.upstream_release import MAX_NOTES, UpstreamRelease, is_upstream_release
@@ -100,6 +103,83 @@ def test_unpacked_pictures(tmp_path: Path) -> None:
     check_import(UpstreamRelease.open(folder, tmp_path / "cache"), expected)
 
 
+def test_an_unpacked_picture_is_read_only_within_the_folder(tmp_path: Path) -> None:
+    """Links out of the release are refused, links within it and to it are not."""
+    names = ["plain", "inside", "linked/within", "outside", "folder/0", "circle", "directory", "plain.png/0"]
+    rows = [{"input_prompt": name, "output_image": f"image/{name}.png"} for name in names]
+    for folder in ("release/image/directory.png", "elsewhere", "release/other"):
+        (tmp_path / folder).mkdir(parents=True)
+    release = tmp_path / "release"
+    write_rows(release, *rows)
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    for name in ("release/image/plain.png", "elsewhere/0.png", "release/other/within.png"):
+        (tmp_path / name).write_bytes(buffer.getvalue())
+    (release / "image/inside.png").symlink_to("plain.png")
+    (release / "image/linked").symlink_to("../other")
+    (release / "image/outside.png").symlink_to(tmp_path / "elsewhere/0.png")
+    (release / "image/folder").symlink_to(tmp_path / "elsewhere")
+    (release / "image/circle.png").symlink_to("circle.png")
+    (tmp_path / "link").symlink_to("release")
+    for folder in (release, tmp_path / "link"):
+        good, bad = import_all(UpstreamRelease.open(folder, tmp_path / "cache"))
+        assert [record.input_prompt for record in good.values()] == names[:3]
+        assert [*bad.values()] == [
+            "output_image is refused: a link out of the folder",
+            "output_image is refused: a link out of the folder",
+            "output_image cannot be read: a circle of links",
+            "output_image is refused: no file",
+            "output_image is in no tar part",
+        ]
+
+
+@pytest.mark.parametrize("is_planned", [False, True])
+def test_an_unpacked_picture_that_cannot_be_read_is_one_bad_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_planned: bool
+) -> None:
+    """Permissions do not bind every user who runs tests, so opening fails as it would."""
+    expected = write_release(tmp_path, num_rows=4)
+    for part in tmp_path.glob("*.tar"):
+        with tarfile.open(part) as archive:
+            archive.extractall(tmp_path, filter="data")
+        part.unlink()
+    name = "stat" if is_planned else "open"
+    original = getattr(Path, name)
+
+    def refuse(self: Path, *args: object, **options: object) -> object:
+        if self.name == "1.png":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(Path, name, refuse)
+    good, bad = import_all(UpstreamRelease.open(tmp_path, tmp_path / "cache"))
+    assert bad == {"text_to_image.json, row 1": "output_image cannot be read: Permission denied"}
+    assert len(good) == len(expected.good) - 1
+
+
+def test_reasons_are_the_same_for_many_rows_up_to_what_differs(tmp_path: Path) -> None:
+    """The card counts rows by what stands before the colon or the bracket."""
+    write_release(tmp_path, num_rows=400, breaks=True)
+    _, bad = import_all(UpstreamRelease.open(tmp_path, tmp_path / "cache"))
+    heads = {re.split(r": | \(", reason)[0] for reason in bad.values()}
+    assert not {head for head in heads if re.search(r"\d+x\d+|\.tar|[0-9,]+ of", head)}
+    assert {
+        "output_image is refused", "output_image is cut off", "output_image is unreadable",
+        "output_image does not have the recorded size", "output_image is in no tar part",
+    } <= heads  # fmt: skip
+
+
+def test_every_picture_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`load` has looked at what it returns, so nothing has to look again."""
+    write_release(tmp_path, num_rows=4)
+    looks: list[bytes] = []
+    monkeypatch.setattr(upstream_release, "look_at", lambda data: (looks.append(data), look_at(data))[1])
+    release = UpstreamRelease.open(tmp_path, tmp_path / "cache")
+    good, _ = import_all(release)
+    assert release.has_looked
+    assert looks == [image.bytes for record in good.values() for image in (*record.input_image, record.output_image)]
+
+
 def test_upright_size(tmp_path: Path) -> None:
     """A turned picture is measured as it is shown, and stored as it is."""
     buffer = io.BytesIO()
@@ -169,7 +249,8 @@ def test_notes_are_bounded(tmp_path: Path) -> None:
     notes = release.facts().notes
     assert len(notes) == MAX_NOTES + 1
     assert (
-        notes[0] == "The member image/?b?0??.png is a symbolic link in text_to_image_part_0.tar; no row asks for it."
+        notes[0]
+        == "The member image/?b?0??.png is refused: a symbolic link in text_to_image_part_0.tar; no row asks for it."
     )
     assert notes[-1] == f"{2 * MAX_NOTES} more remarks like these are left out."
 

@@ -27,13 +27,14 @@ from packed_sets import (
     rewrite,
     shard,
 )
+from PIL import Image
 from rich.console import Console
 
 from sharegpt4o_image.builders.row_source import ImageEncoding
 from sharegpt4o_image.builders.verification import verify_dataset
 from sharegpt4o_image.builders.verification_report import MAX_EXAMPLES, VerificationReport
 from sharegpt4o_image.errors import UserError
-from sharegpt4o_image.schema import LabelledRecord, RejectedRecord
+from sharegpt4o_image.schema import ImageFile, LabelledRecord, RejectedRecord
 
 
 @pytest.fixture
@@ -85,6 +86,12 @@ class TestSound:
         assert report.is_sound, report.to_json()
         assert "perceptual hashes are not compared" in str(found(report, "checksums").note)
 
+    def test_what_the_card_says_of_a_light_variant_is_not_asked(self, folder: Path) -> None:
+        with (folder / "README.md").open("a") as file:
+            file.write("\n**This is a light variant of another set**\n")
+        rewrite(shard(folder), lambda rows: rows[4].update(output_phash="0" * 16))
+        assert failing(verify_dataset(folder)) == {"checksums"}
+
     def test_a_repeated_picture_is_only_a_warning(self, folder: Path) -> None:
         def repeat(rows: list[Row]) -> None:
             for name in ("output_image", "output_sha256", "output_phash"):
@@ -117,13 +124,13 @@ def _cut_source(row: Row) -> None:
 ROW_FAULTS: list[tuple[str, str, str, Callable[[Row], object]]] = [
     ("checksums", PICTURES, "does not have the recorded sha256", lambda row: row.update(output_sha256="0" * 64)),
     ("checksums", PICTURES, "output_phash is 0000000000000000", lambda row: row.update(output_phash="0" * 16)),
-    ("pictures", PICTURES, "output_image is 16x16, recorded as 16x8",
+    ("pictures", PICTURES, "output_image does not have the recorded size: it is 16x16, not 16x8",
      lambda row: row.update(output_image_resolution=[16, 8])),
-    ("pictures", EDITS, "input_image is 16x16, recorded as 8x16",
+    ("pictures", EDITS, "input_image does not have the recorded size: it is 16x16, not 8x16",
      lambda row: row.update(input_image_resolution=[8, 16])),
-    ("pictures", PICTURES, "output_image cannot be decoded", _cut),
-    ("pictures", EDITS, "input_image cannot be decoded", _cut_source),
-    ("pictures", PICTURES, "output_image cannot be decoded", lambda row: replace_output(row, b"<html>")),
+    ("pictures", PICTURES, "output_image is unreadable: ", _cut),
+    ("pictures", EDITS, "input_image is unreadable: ", _cut_source),
+    ("pictures", PICTURES, "output_image is unreadable: not a picture", lambda row: replace_output(row, b"<html>")),
     ("pictures", PICTURES, "70000x70000 are more than|bomb", lambda row: replace_output(row, bomb(70_000))),
     ("pictures", PICTURES, "9000x9000 are more than", lambda row: replace_output(row, bomb(9_000))),
     ("pictures", PICTURES, "is not embedded", lambda row: replace_output(row, None)),
@@ -335,8 +342,8 @@ class TestRefusals:
             verify_dataset(folder, taxonomy="absent")
 
 
-@pytest.mark.slow
-def test_memory_hardly_grows_with_the_number_of_rows(tmp_path: Path) -> None:
+def measure_peak(folder: Path, num_rows: int) -> int:
+    """MiB that a process takes which verifies a sound set."""
     script = textwrap.dedent("""
         import sys
         from pathlib import Path
@@ -348,12 +355,27 @@ def test_memory_hardly_grows_with_the_number_of_rows(tmp_path: Path) -> None:
         [peak] = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
         print(int(peak) // 1024)
     """)
+    command = [sys.executable, "-c", script, str(folder), str(num_rows)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.slow
+def test_memory_hardly_grows_with_the_number_of_rows(tmp_path: Path) -> None:
     peaks = []
     for count in (2_000, 20_000):
         pack((record(index) for index in range(count)), tmp_path / str(count))
-        command = [sys.executable, "-c", script, str(tmp_path / str(count)), str(count)]
-        result = subprocess.run(command, check=True, capture_output=True, text=True)
-        peaks.append(int(result.stdout))
+        peaks.append(measure_peak(tmp_path / str(count), count))
     # 18,000 rows more are 6 MB at 300 bytes each; 32 MiB is a row group, which the small set does not fill
     assert peaks[1] < peaks[0] + 6 + 3 * 32
     assert peaks[1] < 400
+
+
+def test_large_pictures_are_decoded_one_at_a_time(tmp_path: Path) -> None:
+    """Eight threads would hold eight pictures of 72 MiB each."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (5_000, 5_000)).save(buffer, "PNG", compress_level=1)
+    update = {"output_image": ImageFile(bytes=buffer.getvalue(), path="0.png"), "output_sha256": None}
+    update |= {"output_image_resolution": [5_000, 5_000], "output_phash": "0" * 16}
+    pack([record(2 * index, **update) for index in range(8)], tmp_path / "large")
+    pack([record(2 * index) for index in range(8)], tmp_path / "small")
+    assert measure_peak(tmp_path / "large", 8) < measure_peak(tmp_path / "small", 8) + 3 * 72

@@ -165,6 +165,23 @@ class TestBesideTheRows:
         row = {name: row.get(name) for name in schema.names}
         pq.write_table(pa.Table.from_pylist([row], schema=schema), folder / "rejections.parquet")
 
+    @pytest.mark.parametrize(("name", "check"), [("croissant.json", "croissant"), ("card/source.json", "files")])
+    def test_what_pack_writes_is_missing(self, tmp_path: Path, name: str, check: str) -> None:
+        pack([record(0)], tmp_path / "set")
+        assert {one.verdict for one in verify_dataset(tmp_path / "set").checks} <= {"ok", "skipped"}
+        (tmp_path / "set" / name).unlink()
+        report = verify_dataset(tmp_path / "set")
+        assert report.is_sound
+        assert found(report, check).verdict == "warning"
+        assert found(report, check).warnings == [f"{name} is missing, which `pack` writes"]
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"encoding": 3}'])
+    def test_a_broken_source(self, folder: Path, text: str) -> None:
+        (folder / "card" / "source.json").write_text(text)
+        report = verify_dataset(folder)
+        assert report.is_sound
+        assert found(report, "files").warnings[0].startswith("card/source.json cannot be used: ")
+
     @pytest.fixture
     def described(self, folder: Path) -> Path:
         names = [f"{config}/{shard(folder, config).name}" for config in (PICTURES, EDITS)]

@@ -15,9 +15,10 @@ from starlette.responses import JSONResponse, Response
 
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.synthesis.config import Price, SynthesisConfig
-from sharegpt4o_image.synthesis.journal import FILE_NAME, Journal
+from sharegpt4o_image.synthesis.journal import Journal
 from sharegpt4o_image.synthesis.records import iter_records
 from sharegpt4o_image.synthesis.run import synthesize
+from sharegpt4o_image.synthesis.run_folder import FILE_NAME
 
 PRICES = {"offline-painter-1": Price(text_input=5, image_input=8, output=30)}
 CONFIG = SynthesisConfig(num_topics=6, num_edits=6, prices=PRICES, batch_size=4, batch_gather_seconds=0.1)

@@ -11,7 +11,8 @@ import pytest
 
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.schema import GeneratedImage, Pipeline, Prompt, Task, Topic
-from sharegpt4o_image.synthesis.journal import FILE_NAME, Item, Journal, Memory, check_run_dir, is_held
+from sharegpt4o_image.synthesis.journal import Item, Journal, Memory
+from sharegpt4o_image.synthesis.run_folder import FILE_NAME, check_run_dir, is_held
 
 
 def image(name: str) -> GeneratedImage:

@@ -16,9 +16,9 @@ from loopback_teacher import LoopbackTeacher
 from PIL import Image
 
 from sharegpt4o_image.synthesis.config import SynthesisConfig
-from sharegpt4o_image.synthesis.journal import FILE_NAME
 from sharegpt4o_image.synthesis.records import iter_records
 from sharegpt4o_image.synthesis.run import synthesize
+from sharegpt4o_image.synthesis.run_folder import FILE_NAME
 from sharegpt4o_image.synthesis.status import read_status
 
 NUM_WORKERS = SynthesisConfig().num_workers

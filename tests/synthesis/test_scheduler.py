@@ -266,6 +266,26 @@ def test_useless_answers_reject_an_item_where_others_are_answered(tmp_path: Path
         assert desk.statuses == {"ok": 1, "invalid": 3}
 
 
+def test_every_run_asks_once_more_where_others_are_answered_and_no_more(tmp_path: Path) -> None:
+    """Rejections may have been taken back, for the endpoint was at fault."""
+    good, bad = chat_reply('{"prompt": "a red circle"}'), chat_reply("no")
+
+    for number, num_bad in enumerate((3, 1, 1)):
+
+        @at_desk(tmp_path, good, *[bad] * num_bad)
+        async def check(desk: Desk, number: int = number, num_bad: int = num_bad) -> None:
+            await desk.prompt(OTHER_TOPIC.model_copy(update={"id": f"other {number}"}))
+            for _ in range(3):
+                with pytest.raises(Rejected, match=" answers"):
+                    await desk.prompt()
+            assert desk.num_requests == 1 + num_bad
+
+    @at_desk(tmp_path, good, good)
+    async def end(desk: Desk) -> None:
+        await desk.prompt(OTHER_TOPIC)
+        assert (await desk.prompt()).text == "a red circle"
+
+
 def test_an_endpoint_that_says_nothing_useful_stops_the_run(tmp_path: Path) -> None:
     good, bad = chat_reply('{"prompt": "a red circle"}'), chat_reply("no")
 

@@ -13,9 +13,10 @@ import pytest
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.schema import GeneratedImage, Prompt, SourceImage, Task, Topic
 from sharegpt4o_image.synthesis.config import SynthesisConfig
-from sharegpt4o_image.synthesis.journal import FILE_NAME, Item, Journal
+from sharegpt4o_image.synthesis.journal import Item, Journal
 from sharegpt4o_image.synthesis.records import iter_records
 from sharegpt4o_image.synthesis.run import synthesize
+from sharegpt4o_image.synthesis.run_folder import FILE_NAME
 from sharegpt4o_image.synthesis.viewer import PER_PAGE, write_viewer
 
 NOW = "2026-11-23T00:00:00+00:00"
