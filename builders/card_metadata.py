@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts -> the YAML at the top of a data set's README; and its sections on columns, terms and ethics."""
+"""Counts -> the YAML at the top of a data set's README; and its sections on columns, terms, ethics and limits."""
 
 import json
 import re
@@ -168,7 +168,7 @@ def _dataset_info(facts: CardFacts, config: str, splits: dict[str, SplitCounts])
     )
 
 
-# ------------------------------------------------------------------ columns, terms, ethics
+# ------------------------------------------------------------------ columns, terms, ethics, limits
 
 
 def describe_columns(facts: CardFacts) -> str:
@@ -250,4 +250,29 @@ def describe_ethics(everything: RowCounts) -> str:
         "of somebody, that is chance.",
         "The authors of the paper release their data for academic research. Do not use this data to deceive, to "
         "imitate a living person or artist, or where a mistaken picture does harm.",
+    )
+
+
+def describe_limits(facts: CardFacts, everything: RowCounts) -> str:
+    """What the pictures are not."""
+    which = "Pictures that a model made" if everything.num_photographs else "The pictures"
+    return bullets(
+        f"{which} are synthetic and carry the biases of the models that made them: who and what is shown, how often, "
+        "and how. They are evidence of nothing; people and places in them may resemble real ones."
+        if everything.num_rows > everything.num_photographs
+        else "What the photographs show, and how often, follows from how they were collected.",
+        "Packing checks files, not meaning: a picture need not show what its text says.",
+        _marks_of_origin(facts),
+    )
+
+
+def _marks_of_origin(facts: CardFacts) -> str:
+    if facts.encoding is not None:
+        return (
+            "Every picture was encoded anew: signed records of origin that a service put into its files (C2PA) are "
+            "gone, and what was written into the pixels, as watermarks are, may have suffered."
+        )
+    return (
+        "Packing encoded no picture anew: marks of origin (C2PA, watermarks) that the files had are still in them. "
+        "Which files had any was not looked at."
     )

@@ -20,6 +20,7 @@ from sharegpt4o_image.builders.card_metadata import (
     describe_columns,
     describe_ethics,
     describe_licenses,
+    describe_limits,
     describe_terms,
     render_metadata,
 )
@@ -76,6 +77,12 @@ _STATUSES = {
     "lost": "cut off; what became of it is not known",
 }
 
+_STAGES = {
+    "prompt": "prompt", "image": "picture", "description": "description of a photograph", "content": "document",
+    "layout": "prompt for its page", "instruction": "edit instruction", "control": "control picture of an edit",
+    "edit": "edited picture", "judge": "opinion on a picture", "label": "labels",
+}  # fmt: skip
+
 _GATES = {
     "blank": "Refuse pictures of one colour",
     "exact_duplicates": "Refuse pictures whose bytes the run already has",
@@ -109,7 +116,7 @@ def render_card(facts: CardFacts) -> str:
         licenses=describe_licenses(everything),
         terms=describe_terms(everything),
         ethics=describe_ethics(everything),
-        limits=_limits(facts, everything),
+        limits=describe_limits(facts, everything),
         citation=CITATION.replace(", title=", ",\n  title=").replace(", journal=", ",\n  journal="),
     )
     return re.sub(r"\n{3,}", "\n\n", text)  # where a section has nothing to say
@@ -251,8 +258,9 @@ def _recipe(everything: RowCounts) -> str:
     origins = everything.values.get("origin", Counter())
     parts = []
     if "synthesized" in origins:
-        parts.append(f"The recipe is that of ShareGPT-4o-Image ({_PAPER}). The column `pipeline` names its variant:")
-        parts.append(_pipelines(everything))
+        variants = _pipelines(everything)
+        named = " The column `pipeline` names its variant:" if variants else ""
+        parts += [f"The recipe is that of ShareGPT-4o-Image ({_PAPER}).{named}", variants]
     if "upstream_release" in origins:
         parts.append(
             f"Rows whose `origin` is `upstream_release` were made by the authors of ShareGPT-4o-Image ({_PAPER}, "
@@ -310,7 +318,7 @@ def _settings(source: SourceFacts) -> str:
         ("Model that judges every picture, from 0 to 10", judge and judge["model"]),
         ("Refuse pictures that it gives less than", judge and judge["threshold"]),
     ]
-    known = [(name, code(_shown(value))) for name, value in lines if value not in (None, {}, 0) or name == "Seed"]
+    known = [(name, _shown(value)) for name, value in lines if value is not None]
     if not settings:
         return f"Topics were drawn from the taxonomy {code(source.taxonomy)}." if source.taxonomy else ""
     without = "" if judge else "\n\nNo model judged the pictures."
@@ -318,9 +326,9 @@ def _settings(source: SourceFacts) -> str:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+    if isinstance(value, dict):
+        return _named(value)
+    return ("yes" if value else "no") if isinstance(value, bool) else code(str(value))
 
 
 def _provenance(rows: RowCounts) -> str:
@@ -341,8 +349,14 @@ def _image_params(rows: RowCounts) -> Iterator[str]:
 
 def _model_and_parameters(request: str) -> tuple[str, str]:
     model, parameters = json.loads(request)
-    named = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in sorted(parameters.items()))
-    return "null" if model is None else code(model), code(named) if named else "none"
+    return "null" if model is None else code(model), _named(parameters)
+
+
+def _named(parameters: dict[str, Any]) -> str:
+    """Parameters that were sent: `quality="high", size="1024x1024"`."""
+    sent = sorted((name, value) for name, value in parameters.items() if value is not None)
+    text = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in sent)
+    return code(text) if text else "none"
 
 
 def _requests(facts: CardFacts) -> str:
@@ -368,16 +382,21 @@ def _request_table(source: SourceFacts) -> Iterator[str]:
     if not total:
         return
     statuses = sorted(total, key=lambda status: ([*_STATUSES].index(status) if status in _STATUSES else 99, status))
-    failed = counted(total.total() - total["ok"], "request")
-    yield (
-        f"{_name_of(source).replace('the', 'The', 1)} sent {counted(total.total(), 'request')} to its models; "
-        f"{failed} got no answer of use."
-    )
+    failed = total.total() - total["ok"]
+    fate = f"{failed:,} of them got no answer of use" if failed else "all were answered"
+    sent = f"sent {counted(total.total(), 'request')} to its models; {fate}."
+    yield f"{_name_of(source).replace('the', 'The', 1)} {sent}"
     lines = [
-        (code(stage), code(model), *(found.get(status, 0) for status in statuses)) for stage, model, found in counts
+        (
+            f"{_STAGES.get(stage, '')} ({code(stage)})".lstrip(),
+            code(model),
+            *(found.get(status, 0) for status in statuses),
+        )
+        for stage, model, found in counts
     ]
     yield table(("What was asked for", "Model", *map(code, statuses)), lines)
-    yield bullets(*(f"{code(status)}: {_STATUSES[status]}" for status in statuses if status in _STATUSES))
+    if failed:
+        yield bullets(*(f"{code(status)}: {_STATUSES[status]}" for status in statuses if status in _STATUSES))
 
 
 def _cost_and_dates(facts: CardFacts) -> str:
@@ -395,18 +414,16 @@ def _cost_and_dates(facts: CardFacts) -> str:
             f"Recorded cost: {dollars(rows.cost_usd)} US dollars over {counted(rows.num_costs, 'row')}, "
             f"{dollars(each)} a row."
         )
-    sentences.append(_spent(facts.source))
-    return " ".join(filter(None, sentences)) or "Neither dates nor costs were recorded."
+    if facts.source.spent_usd is not None:
+        sentences.append(f"The whole run cost {_spent(facts.source)}; answers that became no row are included.")
+    return " ".join(sentences) or "Neither dates nor costs were recorded."
 
 
 def _spent(source: SourceFacts) -> str:
-    if source.spent_usd is None:
-        return ""
+    """What a run cost: `8.25 US dollars, and at most 0.14 more that is not known`."""
     possibly = source.possibly_spent_usd
     unknown = f", and at most {dollars(possibly)} more that is not known" if possibly else ""
-    return (
-        f"The whole run cost {dollars(source.spent_usd)} US dollars{unknown}; answers that became no row are included."
-    )
+    return f"{dollars(source.spent_usd or 0)} US dollars{unknown}"
 
 
 def _notes(facts: CardFacts) -> str:
@@ -444,7 +461,8 @@ def _labelling(run: SourceFacts | None) -> Iterator[str]:
     yield from _request_table(run)
     if run.rejections:
         yield count_table("Why a row got no labels", run.rejections)
-    yield _spent(run)
+    if run.spent_usd is not None:
+        yield f"Labelling cost {_spent(run)}."
 
 
 def _agreement(facts: CardFacts) -> str:
@@ -460,30 +478,3 @@ def _agreement(facts: CardFacts) -> str:
     if any(known.get(column.removeprefix("label_")) and known.get(column) for column in LABEL_COLUMNS):
         return "How far the labels agree with what was known was not measured."
     return "No row tells both a label and what was known, so how good the labels are is not known."
-
-
-# ------------------------------------------------------------------ what to beware of
-
-
-def _limits(facts: CardFacts, everything: RowCounts) -> str:
-    which = "Pictures that a model made" if everything.num_photographs else "The pictures"
-    return bullets(
-        f"{which} are synthetic and carry the biases of the models that made them: who and what is shown, how often, "
-        "and how. They are evidence of nothing; people and places in them may resemble real ones."
-        if everything.num_rows > everything.num_photographs
-        else "What the photographs show, and how often, follows from how they were collected.",
-        "Packing checks files, not meaning: a picture need not show what its text says.",
-        _marks_of_origin(facts),
-    )
-
-
-def _marks_of_origin(facts: CardFacts) -> str:
-    if facts.encoding is not None:
-        return (
-            "Every picture was encoded anew: signed records of origin that a service put into its files (C2PA) are "
-            "gone, and what was written into the pixels, as watermarks are, may have suffered."
-        )
-    return (
-        "Packing encoded no picture anew: marks of origin (C2PA, watermarks) that the files had are still in them. "
-        "Which files had any was not looked at."
-    )

@@ -218,3 +218,13 @@ def test_a_folder_that_is_no_data_set_is_refused(folder: Path, breaks: Any, mess
     breaks(folder)
     with pytest.raises(UserError, match=message):
         write_croissant(folder)
+
+
+def test_photographs_are_not_called_synthetic(folder: Path) -> None:
+    content = _content(folder)
+    assert "made by image-generation models" not in content["description"]
+    assert "Pictures that a model made are synthetic and evidence of nothing." in content["rai:dataLimitations"]
+    assert (
+        "pictures of synthesized rows without image_model, are photographs" in content["rai:syntheticDataExplanation"]
+    )
+    assert "may show real ones" in content["rai:personalSensitiveInformation"][0]

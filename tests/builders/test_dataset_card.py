@@ -261,13 +261,14 @@ def test_failures_of_a_run_and_of_packing_are_counted() -> None:
         rejections={"moderation": 3},
     )
     text = _card(make_record(0), source=source, rejections=Counter({"sha256 differs": 2}))
-    assert "The run `pilot` sent 1,204 requests to its models; 4 requests got no answer of use." in text
+    assert "The run `pilot` sent 1,204 requests to its models; 4 of them got no answer of use." in text
     assert "| What was asked for | Model | `ok` | `blocked` | `lost` |" in text
-    assert "| `image` | `painter` | 1,100 | 3 | 0 |\n| `judge` | `critic` | 100 | 0 | 1 |" in text
+    assert "| picture (`image`) | `painter` | 1,100 | 3 | 0 |" in text
+    assert "| opinion on a picture (`judge`) | `critic` | 100 | 0 | 1 |" in text
     assert "- `blocked`: refused by the moderation of the service" in text
     assert "The run rejected 3 samples. None of them is part of this set." in text
     assert "| `moderation` | 3 |" in text
-    assert "Packing kept out 2 rows." in text
+    assert "Packing kept out 2 rows, each listed with its reason" in text
     assert "| `sha256 differs` | 2 |" in text
     assert "Packing kept no row out." in _card(make_record(0))
 
@@ -325,9 +326,9 @@ def test_the_run_that_labelled_is_told() -> None:
     source = SourceFacts(kind="run", name="pilot", labelling=run)
     labels = _section(_card(_labelled(0), row=LabelledRecord, source=source), "Labels")
     assert "among the words of the taxonomy `paper`" in labels
-    assert "| `label` | `labeller` | 9 | 1 |" in labels
+    assert "| labels (`label`) | `labeller` | 9 | 1 |" in labels
     assert "| `the reply is no JSON` | 1 |" in labels
-    assert "The whole run cost 0.50 US dollars;" in labels
+    assert "Labelling cost 0.50 US dollars." in labels
     assert "opinion of that model" in labels
 
 
@@ -377,11 +378,11 @@ def test_only_the_pipelines_that_are_present_are_described() -> None:
 
 def test_the_settings_of_a_run_are_told() -> None:
     gates = {"blank": True, "similar_within": None, "judge": {"model": "critic", "threshold": 7}}
-    settings = {"seed": 0, "prompt_params": {"temperature": 0.5}, "image_params": {}, "gates": gates}
+    settings = {"seed": 0, "prompt_params": {"temperature": 0.5, "seed": None}, "image_params": {}, "gates": gates}
     text = _card(make_record(0), source=SourceFacts(kind="run", name="a", taxonomy="paper", settings=settings))
     assert "| Taxonomy | `paper` |\n| Seed | `0` |" in text
-    assert '| Parameters of text requests | `{"temperature": 0.5}` |' in text
-    assert "| Refuse pictures of one colour | `yes` |" in text
+    assert "| Parameters of text requests | `temperature=0.5` |" in text
+    assert "| Refuse pictures of one colour | yes |" in text
     assert "| Model that judges every picture, from 0 to 10 | `critic` |" in text
     assert "| Refuse pictures that it gives less than | `7` |" in text
     assert "bits" not in _section(text, "How it was made")
