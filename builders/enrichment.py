@@ -28,6 +28,7 @@ from sharegpt4o_image.builders.row_source import RowPlan, RowSource, SourceFacts
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.schema import TASKS, LabelledRecord, Record, RejectedRecord, Task, content_id
 from sharegpt4o_image.synthesis.config import SynthesisConfig
+from sharegpt4o_image.synthesis.journal import printable
 from sharegpt4o_image.synthesis.labelling import MAX_NAME_LENGTH
 from sharegpt4o_image.synthesis.planning import StagePlan, plan_labelling
 
@@ -78,10 +79,10 @@ class EnrichmentSummary:
         """A few lines for people."""
         done = self.labelling
         lines = [f"{done.labelled[task]:,} of {count:,} {task} rows have labels" for task, count in done.rows.items()]
-        lines += [f"no labels for {count:,}: {_plain(reason)}" for reason, count in done.unlabelled.most_common()]
-        lines += [f"unfinished {count:,}: {_plain(reason)}" for reason, count in done.unfinished.items()]
+        lines += [f"no labels for {count:,}: {printable(reason)}" for reason, count in done.unlabelled.most_common()]
+        lines += [f"unfinished {count:,}: {printable(reason)}" for reason, count in done.unfinished.items()]
         if done.dropped:
-            names = ", ".join(_plain(name[:MAX_NAME_LENGTH]) for name, _ in done.dropped.most_common(3))
+            names = ", ".join(printable(name[:MAX_NAME_LENGTH]) for name, _ in done.dropped.most_common(3))
             lines.append(
                 f"dropped {done.dropped.total():,} names of objects that cannot be published, such as {names}"
             )
@@ -99,11 +100,6 @@ class EnrichmentSummary:
             yield "run the same command again to ask for the unfinished ones"
         if self.out_dir is not None:
             yield f"wrote {self.out_dir}"
-
-
-def _plain(text: str) -> str:
-    """A text for the terminal: control and bidirectional characters are escaped."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _money(done: Labelling) -> str:

@@ -33,7 +33,7 @@ from sharegpt4o_image.builders.verification_files import (
     read_footers,
 )
 from sharegpt4o_image.builders.verification_report import Check, VerificationReport
-from sharegpt4o_image.builders.verification_rows import RowChecks, SeenPicture, SeenRow, Vocabulary, see_picture
+from sharegpt4o_image.builders.verification_rows import ColumnWords, RowChecks, SeenPicture, SeenRow, see_picture
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.synthesis.taxonomy import EMBEDDED, load_taxonomy
 
@@ -90,7 +90,7 @@ def verify_dataset(
     if not dataset.is_dir():
         raise UserError(f"there is no folder {dataset}; give one that `pack` wrote, or download the data set first")
     checks = {name: Check(name, demand) for name, demand in _DEMANDS.items()}
-    vocabulary = _find_vocabulary(dataset, taxonomy, checks["categories"])
+    vocabularies = _find_vocabularies(dataset, taxonomy, checks["categories"])
     card = read_card(dataset, checks["card"])
     files = find_files(dataset, card, checks["files"])
     if not files:
@@ -104,7 +104,7 @@ def verify_dataset(
         checks["checksums"].note = "perceptual hashes are not compared: those of a light variant are the originals'"
     report = VerificationReport(str(dataset), sum(shard.num_rows for shard in shards), 0, 0, list(checks.values()))
     drawn = None if sample is None else _draw(report.num_rows, sample, seed)
-    row_checks = RowChecks(shards, checks, vocabulary, has_own_phash=not is_light)
+    row_checks = RowChecks(shards, checks, vocabularies, has_own_phash=not is_light)
     for row in _iter_seen(shards, drawn, checks["schema"]):
         row_checks.see(row)
         report.num_rows_read += 1
@@ -116,13 +116,16 @@ def verify_dataset(
     return report
 
 
-def _find_vocabulary(dataset: Path, taxonomy: str | None, check: Check) -> Vocabulary | None:
-    """The words that categories are checked against; none where the set was made with a taxonomy of its own."""
-    name = taxonomy or read_facts(dataset).taxonomy or "paper"
-    if taxonomy is None and name not in EMBEDDED:
+def _find_vocabularies(dataset: Path, taxonomy: str | None, check: Check) -> list[ColumnWords]:
+    """The words that rows and labels are checked against; none where a set was made with a taxonomy of its own."""
+    facts = read_facts(dataset)
+    labelling = facts.labelling
+    names = {"": taxonomy or facts.taxonomy or "paper"}
+    names["label_"] = taxonomy or (labelling and labelling.taxonomy) or names[""]
+    known = {prefix: name for prefix, name in names.items() if taxonomy is not None or name in EMBEDDED}
+    if len(known) < len(names):
         check.note = "the set was made with a taxonomy of its own; give its file by --taxonomy"
-        return None
-    return Vocabulary(load_taxonomy(name))
+    return [ColumnWords(load_taxonomy(name), prefix) for prefix, name in known.items()]
 
 
 def _draw(num_rows: int, sample: int, seed: int) -> list[int]:

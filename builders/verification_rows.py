@@ -60,30 +60,28 @@ class SeenRow:
     pictures: list[SeenPicture] | None
 
 
-class Vocabulary:
-    """The words that a taxonomy has for the columns which are drawn from it."""
+class ColumnWords:
+    """The words that a taxonomy has for the columns which are drawn from it.
 
-    def __init__(self, taxonomy: Taxonomy):
-        self.name = taxonomy.name
-        self.words: dict[str, set[str]] = {
-            dimension: {leaf for group in words.groups.values() for leaf in group.leaves}
-            for dimension, words in taxonomy.dimensions.items()
-        }
-        self.words["document_type"] = {*(taxonomy.documents.types if taxonomy.documents else ())}
-        self.words["edit_category"] = {edit.category for edit in taxonomy.edits}
-        self.words["edit_task"] = {edit.task for edit in taxonomy.edits}
-        self._categories: dict[str | None, str] = {edit.task: edit.category for edit in taxonomy.edits}
+    Args:
+        taxonomy ([`Taxonomy`]): the words.
+        prefix (`str`, *optional*, defaults to `""`): `label_` for the columns of labels.
+    """
+
+    def __init__(self, taxonomy: Taxonomy, prefix: str = ""):
+        self._name, self._prefix = taxonomy.name, prefix
+        self._words = {column: {*words} for column, words in taxonomy.column_words.items()}
+        self._categories = taxonomy.edit_categories
 
     def iter_faults(self, row: dict[str, Any]) -> Iterator[str]:
-        """What a row says that the taxonomy does not know; the labels of models, too."""
-        for prefix in ("", "label_"):
-            for column, words in self.words.items():
-                word = row.get(prefix + column)
-                if word is not None and word not in words:
-                    yield f"{prefix}{column} {word!r} is not in the taxonomy {self.name}"
-            category, task = row.get(f"{prefix}edit_category"), row.get(f"{prefix}edit_task")
-            if category in self.words["edit_category"] and self._categories.get(task, category) != category:
-                yield f"{prefix}edit_task {task!r} does not belong to {category!r}"
+        """What a row says that the taxonomy does not know."""
+        for column, words in self._words.items():
+            word = row.get(self._prefix + column)
+            if word is not None and word not in words:
+                yield f"{self._prefix}{column} {word!r} is not in the taxonomy {self._name}"
+        category, task = row.get(f"{self._prefix}edit_category"), row.get(f"{self._prefix}edit_task")
+        if category in self._words["edit_category"] and self._categories.get(str(task), category) != category:
+            yield f"{self._prefix}edit_task {task!r} does not belong to {category!r}"
 
 
 class RowChecks:
@@ -92,16 +90,16 @@ class RowChecks:
     Args:
         shards (`list`): the files; rows come in their order.
         checks (`dict`): name -> check, for the names of `ROW_CHECKS`.
-        vocabulary ([`Vocabulary`], *optional*): the words of the taxonomy, if it is known.
+        vocabularies (`list`): the words of columns, as far as their taxonomies are known.
         has_own_phash (`bool`): whether `output_phash` is that of the stored picture, not of a larger original.
     """
 
     def __init__(
-        self, shards: list[Shard], checks: dict[str, Check], vocabulary: Vocabulary | None, has_own_phash: bool
+        self, shards: list[Shard], checks: dict[str, Check], vocabularies: list[ColumnWords], has_own_phash: bool
     ):
         self._shards = shards
         self._checks = checks
-        self._vocabulary = vocabulary
+        self._vocabularies = vocabularies
         self._has_own_phash = has_own_phash
         self._ids: dict[bytes, int] = {}  # digest of an id -> place
         self._outputs: dict[bytes, bytes] = {}  # digest of an id -> beginning of the sha256 of its output
@@ -176,10 +174,10 @@ class RowChecks:
 
     def _check_categories(self, values: dict[str, Any], where: str) -> None:
         check = self._checks["categories"]
-        if self._vocabulary is None:
+        if not self._vocabularies:
             return
         check.num_checked += 1
-        for fault in self._vocabulary.iter_faults(values):
+        for fault in (fault for words in self._vocabularies for fault in words.iter_faults(values)):
             check.fail(f"{where}: {fault}", kind=fault)
             check.note = "another taxonomy is given by --taxonomy"
 

@@ -428,6 +428,11 @@ def without_particulars(reason: str) -> str:
     return re.split(r": | \(", reason, maxsplit=1)[0]
 
 
+def printable(text: str) -> str:
+    """What a teacher said, for the terminal: control and bidirectional characters are escaped."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 def utc_now() -> str:
     """The time as it is written into the journal: `2026-11-23T09:43:00.123456+00:00`."""
     return datetime.now(UTC).isoformat()

@@ -34,7 +34,7 @@ from sharegpt4o_image.synthesis.blobs import BlobStore
 from sharegpt4o_image.synthesis.client import Clients
 from sharegpt4o_image.synthesis.config import Price, SynthesisConfig
 from sharegpt4o_image.synthesis.images import facts_of
-from sharegpt4o_image.synthesis.journal import Answer, Journal, Stage
+from sharegpt4o_image.synthesis.journal import Answer, Journal, Stage, printable
 from sharegpt4o_image.synthesis.ledger import BudgetSpent, Ledger
 from sharegpt4o_image.synthesis.limits import RouteLimits, Stopped, wait_or_stop
 from sharegpt4o_image.synthesis.requests import CHAT, Parcel, Product, Route, TeacherRequest, pack_request, send
@@ -191,7 +191,7 @@ class Bookkeeper:
         if served is None or served.startswith(asked) or (asked, served) in self._rerouted:
             return
         self._rerouted.add((asked, served))
-        log.warning("asked %s, answered by %s: the rows name both", asked, served)
+        log.warning("asked %s, answered by %s: the rows name both", asked, printable(served))
 
     def _settle(self, attempt: OpenAttempt, usage: dict[str, Any] | None) -> dict[str, Any]:
         """The columns that say what an answer cost; without its token counts the reservation stays."""

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.synthesis.blobs import MissingBlob
 from sharegpt4o_image.synthesis.config import SynthesisConfig
-from sharegpt4o_image.synthesis.journal import Journal
+from sharegpt4o_image.synthesis.journal import Journal, printable
 from sharegpt4o_image.synthesis.scheduler import (
     Doubt,
     EndOfBudget,
@@ -137,4 +137,5 @@ class Settling:
     def raise_stop(self) -> None:
         """Tell the user of what ended the run, if it was a fault."""
         if self.stop_reason is not None:
-            raise UserError(f"the run stopped ({self.stop_reason}); put that right and run the same command again")
+            reason = printable(self.stop_reason)
+            raise UserError(f"the run stopped ({reason}); put that right and run the same command again")

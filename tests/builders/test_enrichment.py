@@ -6,6 +6,7 @@ import os
 import signal
 from collections import Counter
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,20 @@ from PIL import Image
 from starlette.responses import JSONResponse, Response
 from synthesis.loopback_teacher import LoopbackTeacher
 
-from sharegpt4o_image.builders.enrichment import EnrichmentSummary, LabelledSet, enrich_dataset, plan_enrichment
+from sharegpt4o_image.builders.enrichment import (
+    LABEL_COLUMNS,
+    EnrichmentSummary,
+    enrich_dataset,
+    plan_enrichment,
+)
 from sharegpt4o_image.builders.packed_set import PackedSet
 from sharegpt4o_image.builders.packer import pack
-from sharegpt4o_image.builders.row_labelling import label_rows
+from sharegpt4o_image.builders.row_labelling import NOT_ASKED, label_rows
 from sharegpt4o_image.builders.run_source import RunSource
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.schema import (
     ImageFile,
     LabelledRecord,
-    Record,
     RejectedRecord,
     published_features,
 )
@@ -45,7 +50,6 @@ KEY = "sk-test-0123456789"
 WORDS = Vocabulary.of(load_taxonomy("offline"))
 NUM_PICTURES, NUM_DOCUMENTS, NUM_EDITS = 22, 6, 22
 NUM_ROWS = NUM_PICTURES + NUM_DOCUMENTS + NUM_EDITS
-LABEL_COLUMNS = sorted(set(LabelledRecord.model_fields) - set(Record.model_fields))
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +139,7 @@ def test_files_have_the_published_schema_and_load_as_labelled_rows(enriched: tup
     assert record.label_confidence is not None
 
 
-def test_agreement_is_what_can_be_seen(dataset: Path, enriched: tuple[EnrichmentSummary, Path]) -> None:
+def test_agreement_is_what_can_be_seen(enriched: tuple[EnrichmentSummary, Path]) -> None:
     """Recounted from the files; the offline teacher reads its own scenes without a fault."""
     summary, folder = enriched
     rows = all_rows(folder / "out")
@@ -154,7 +158,22 @@ def test_agreement_is_what_can_be_seen(dataset: Path, enriched: tuple[Enrichment
     assert f"objects: {NUM_PICTURES} of {NUM_PICTURES} rows agree (100.0 %)" in summary.to_text()
     card = summary.labelling.agreement.for_card()
     assert card["objects"] == [NUM_PICTURES, NUM_PICTURES]
-    assert LabelledSet(PackedSet(dataset), {}, card).facts().agreement == card
+    with closing(PackedSet(folder / "out")) as source:
+        assert source.facts().agreement == card
+
+
+def test_the_set_says_how_it_was_labelled(dataset: Path, enriched: tuple[EnrichmentSummary, Path]) -> None:
+    with closing(PackedSet(dataset)) as before, closing(PackedSet(enriched[1] / "out")) as after:
+        source, facts = before.facts(), after.facts()
+    assert replace(facts, agreement={}, labelling=None) == source
+    assert facts.labelling is not None
+    assert (facts.labelling.name, facts.labelling.taxonomy) == ("run", "offline")
+    assert facts.labelling.requests == {"label": {"offline-writer-1": {"ok": NUM_ROWS}}}
+    assert facts.labelling.settings == {
+        "prompt_params": SynthesisConfig().prompt_params.model_dump(mode="json"),
+        "template": "label.v1",
+        "shown_pictures": {"max_side": 512, "format": "webp", "quality": 85},
+    }
 
 
 def test_the_model_is_shown_pictures_and_prompt_and_nothing_that_was_known(
@@ -203,7 +222,25 @@ def test_another_vocabulary_asks_anew(dataset: Path, tmp_path: Path) -> None:
     assert done.new_attempts == 4
     assert done.agreement.objects.num_outside == 2  # no shapes in the paper's taxonomy
     assert done.agreement.objects.compared == 0
-    assert done.dropped  # and so none of the names that the model gave is known
+    assert all(labels.values["objects"] for labels in done.labels.values() if "edit_task" in labels.values)
+
+
+def test_a_smaller_limit_drops_no_label_that_the_run_has(dataset: Path, tmp_path: Path) -> None:
+    with LoopbackTeacher() as teacher:
+        config = config_for(teacher)
+        label_rows(PackedSet(dataset), tmp_path / "run", config, limit=4)
+        summary = enrich_dataset(dataset, tmp_path / "out", tmp_path / "run", config, limit=1)
+        assert teacher.num_requests == 8
+    assert sum(row["label_model"] is not None for row in all_rows(tmp_path / "out")) == 8
+    assert summary.labelling.rows == summary.labelling.labelled == dict.fromkeys(summary.labelling.rows, 4)
+    assert summary.labelling.unfinished == {}
+
+
+def test_rows_past_the_limit_are_not_read_where_nothing_can_have_labels(dataset: Path, tmp_path: Path) -> None:
+    records = [make_record(index) for index in range(6)]
+    source = ListSource(records)
+    label_rows(source, tmp_path / "run", limit=1)
+    assert source.loaded == [records[0].id, records[1].id]
 
 
 def test_interrupted_it_keeps_the_answers_and_writes_no_set(dataset: Path, tmp_path: Path) -> None:
@@ -250,11 +287,29 @@ def test_budget_ends_the_asking_and_a_larger_one_goes_on(dataset: Path, tmp_path
         rows = all_rows(tmp_path / "out")
         assert sum(row["label_model"] is not None for row in rows) == done.labelled.total()
         assert "a larger --budget goes on" in summary.to_text()
+        assert sum(done.unfinished.values()) == 16 - done.labelled.total()
         final = label_rows(PackedSet(dataset), tmp_path / "run", config, limit=8, budget_usd=50)
         assert final.labelled.total() == 16
         assert set(teacher.served.values()) == {1}
         tokens = teacher.tokens["text_input"] + teacher.tokens["output"]
     assert final.spent_usd == pytest.approx(tokens * 10 / 1e6)
+
+
+def test_a_spent_budget_drops_no_label_that_the_run_has(dataset: Path, tmp_path: Path) -> None:
+    """The first row is to be asked for anew, which the budget does not allow; the rows behind it have labels."""
+    with LoopbackTeacher() as teacher:
+        config = config_for(teacher, prices={"offline-writer-1": Price(text_input=10, output=10)})
+        label_rows(PackedSet(dataset), tmp_path / "run", config, limit=3)
+        with closing(Journal.create_or_resume(tmp_path / "run")) as journal:
+            [first, *_] = journal.iter_items()
+            journal.undecide([first.item])
+            journal._connection.execute("UPDATE attempts SET status = 'lost' WHERE key = ?", (first.item,))
+        summary = enrich_dataset(dataset, tmp_path / "out", tmp_path / "run", config, limit=4, budget_usd=0.001)
+        assert teacher.num_requests == 6
+    assert summary.labelling.end_of_budget is not None
+    assert summary.labelling.labelled.total() == 5
+    assert summary.labelling.unfinished == {NOT_ASKED: 3}  # the first one, and the fourth of each task
+    assert sum(row["label_model"] is not None for row in all_rows(tmp_path / "out")) == 5
 
 
 def test_a_budget_needs_a_price(dataset: Path, tmp_path: Path) -> None:
@@ -357,6 +412,24 @@ def test_an_endpoint_that_says_nothing_of_use_rejects_no_row(dataset: Path, tmp_
     assert done.labelled.total() == 8
 
 
+def test_what_a_model_says_reaches_the_terminal_escaped(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    evil = "x\u202e\x1b[31m"
+
+    def answer(number: int, path: str) -> Response:
+        if number > 1:
+            return JSONResponse({"error": {"message": evil, "code": "strange"}}, 400)
+        said = completion(reply())
+        return JSONResponse(json.loads(bytes(said.body)) | {"model": evil})
+
+    with LoopbackTeacher(answer) as teacher, pytest.raises(UserError, match="run stopped") as caught:
+        label_rows(PackedSet(dataset), tmp_path / "run", config_for(teacher))
+    assert str(caught.value).isprintable()
+    assert r"\x1b" in str(caught.value)
+    assert r"answered by x\u202e\x1b[31m" in caplog.text
+
+
 def test_what_was_rejected_while_the_endpoint_failed_is_asked_again(dataset: Path, tmp_path: Path) -> None:
     bad = completion(reply(style="cubism"))
     with LoopbackTeacher(lambda number, path: bad if number > 1 else None) as teacher:
@@ -367,20 +440,21 @@ def test_what_was_rejected_while_the_endpoint_failed_is_asked_again(dataset: Pat
     assert (done.labelled.total(), done.unlabelled) == (4, {})
 
 
-def test_objects_are_free_words_that_the_taxonomy_must_know(dataset: Path, tmp_path: Path) -> None:
+def test_objects_are_free_words(dataset: Path, tmp_path: Path) -> None:
     said = reply(
-        objects=["A Red Circle", "red circles", "blue stars", "a unicorn", "Unicorn", "blue star"],
+        objects=["A Red Circle", "red circle", "blue stars", "a unicorn", "Unicorn", "evil\u202e\x1b[31m"],
         objects_confidence=0.75,
     )
     with LoopbackTeacher(lambda number, path: completion(said) if number == 1 else None) as teacher:
         summary = enrich_dataset(dataset, tmp_path / "out", tmp_path / "run", config_for(teacher), limit=1)
     [row] = [row for row in all_rows(tmp_path / "out") if row["label_model"] == "other-1"]
-    assert row["label_objects"] == ["red circle", "blue star"]
+    assert row["label_objects"] == ["red circle", "blue stars", "unicorn"]
     assert row["label_confidence"]["objects"] == 0.75
     assert row["label_style"] is None
     assert row["label_confidence"]["style"] == 0.5
-    assert summary.labelling.dropped == {"unicorn": 1}
-    assert 'such as "unicorn"' in summary.to_text()
+    assert summary.labelling.dropped == {"evil\u202e\x1b[31m": 1}
+    assert r"such as evil\u202e\x1b[31m" in summary.to_text()
+    assert all(line.isprintable() for line in (*summary.to_text().splitlines(), summary.to_json()))
 
 
 # --------------------------------------------------------------------------- rows that cannot be shown
@@ -414,8 +488,37 @@ def test_labels_of_an_earlier_model_stay_where_there_are_no_new_ones(dataset: Pa
     other = completion(reply(style="outline style"))
     with LoopbackTeacher(lambda number, path: other if number == 1 else None) as teacher:
         enrich_dataset(tmp_path / "one", tmp_path / "two", tmp_path / "run two", config_for(teacher), limit=1)
-    models = Counter(row["label_model"] for row in all_rows(tmp_path / "two"))
+    rows = all_rows(tmp_path / "two")
+    models = Counter(row["label_model"] for row in rows)
     assert models == {None: NUM_ROWS - 6, "offline-writer-1": 5, "other-1": 1}
+    with closing(PackedSet(tmp_path / "two")) as source:
+        facts = source.facts()
+    for name in ("edit_task", "objects"):
+        compared = [row for row in rows if row["label_model"] and row[name]]
+        agree = sum(set(row[name]) == set(row[f"label_{name}"]) for row in compared)
+        assert facts.agreement[name] == [agree, len(compared)]
+        assert len(compared) == 3
+    assert facts.labelling is not None
+    assert facts.labelling.name == "run two"
+    assert facts.notes[-1:] == ("Where the run run two gave no labels, rows keep those of the run run.",)
+
+
+def test_new_labels_replace_all_old_ones(tmp_path: Path) -> None:
+    """The new vocabulary has no words for most columns; nothing of the old one stays."""
+    pack(ListSource([make_record(0), make_record(2)]), tmp_path / "set")
+    with LoopbackTeacher(lambda number, path: completion(reply(style="outline style"))) as teacher:
+        enrich_dataset(tmp_path / "set", tmp_path / "one", tmp_path / "run", config_for(teacher))
+    assert [row["label_style"] for row in all_rows(tmp_path / "one")] == ["outline style"] * 2
+    narrow = tmp_path / "narrow.yaml"
+    narrow.write_text("name: narrow\nobject_count: {max: 1}\nobjects: {all: [kite]}\n")
+    said = {"objects": ["kite"], "objects_confidence": 0.5}
+    with LoopbackTeacher(lambda number, path: completion(said)) as teacher:
+        config = config_for(teacher, taxonomy=str(narrow))
+        enrich_dataset(tmp_path / "one", tmp_path / "two", tmp_path / "run two", config)
+    for row in all_rows(tmp_path / "two"):
+        filled = {name for name in LABEL_COLUMNS if row[name] is not None}
+        assert filled == {"label_objects", "label_model", "label_confidence"}
+        assert {name for name, value in row["label_confidence"].items() if value is not None} == {"objects"}
 
 
 # --------------------------------------------------------------------------- folders and secrets
@@ -428,6 +531,26 @@ def test_folders_must_not_overlap(dataset: Path, tmp_path: Path, out: str, run: 
     with pytest.raises(UserError, match="choose another folder"):
         enrich_dataset(tmp_path / "set", tmp_path / out, tmp_path / run)
     assert sorted(dataset.rglob("*")) == before
+
+
+def test_what_is_no_run_is_named_by_its_option(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "photo.png").touch()
+    with pytest.raises(UserError, match="choose another directory with --run"):
+        enrich_dataset(dataset, tmp_path / "out", tmp_path / "run")
+
+
+@pytest.mark.parametrize("names", [("o\udcff", "run"), ("out", "r\udcff")])
+def test_names_that_are_not_utf8_are_refused_before_anything_is_asked(
+    dataset: Path, tmp_path: Path, names: tuple[str, str]
+) -> None:
+    out, run = (tmp_path / name for name in names)
+    with LoopbackTeacher() as teacher:
+        with pytest.raises(UserError, match="is not UTF-8") as caught:
+            enrich_dataset(dataset, out, run, config_for(teacher), limit=1)
+        assert teacher.num_requests == 0
+    assert str(caught.value).encode()
+    assert not any(path.exists() for path in (out, run))
 
 
 def test_labels_and_samples_have_runs_of_their_own(

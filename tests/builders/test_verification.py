@@ -27,14 +27,17 @@ from packed_sets import (
     rewrite,
     shard,
 )
+from picture_records import ListSource, make_record
 from PIL import Image
 from rich.console import Console
 
-from sharegpt4o_image.builders.row_source import ImageEncoding
+from sharegpt4o_image.builders import packer
+from sharegpt4o_image.builders.row_source import ImageEncoding, SourceFacts
 from sharegpt4o_image.builders.verification import verify_dataset
 from sharegpt4o_image.builders.verification_report import MAX_EXAMPLES, VerificationReport
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.schema import ImageFile, LabelledRecord, RejectedRecord
+from sharegpt4o_image.synthesis.taxonomy import load_taxonomy
 
 
 @pytest.fixture
@@ -379,3 +382,15 @@ def test_large_pictures_are_decoded_one_at_a_time(tmp_path: Path) -> None:
     pack([record(2 * index, **update) for index in range(8)], tmp_path / "large")
     pack([record(2 * index) for index in range(8)], tmp_path / "small")
     assert measure_peak(tmp_path / "large", 8) < measure_peak(tmp_path / "small", 8) + 3 * 72
+
+
+def test_labels_are_held_against_the_words_of_the_run_that_gave_them(tmp_path: Path) -> None:
+    class Source(ListSource):
+        def facts(self) -> SourceFacts:
+            return SourceFacts("run", "x", taxonomy="offline", labelling=SourceFacts("run", "y", taxonomy="paper"))
+
+    word = load_taxonomy("paper").column_words["style"][0]
+    labelled = LabelledRecord(**dict(make_record(0)), label_style=word, label_model="m")
+    packer.pack(Source([labelled], row=LabelledRecord), tmp_path / "set")
+    assert verify_dataset(tmp_path / "set").is_sound
+    assert not verify_dataset(tmp_path / "set", taxonomy="offline").is_sound
