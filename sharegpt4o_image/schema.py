@@ -206,9 +206,9 @@ class LabelConfidence(_Row):
 class LabelledRecord(Record):
     """A row with labels that a model gave afterwards, beside what was known when it was made.
 
-    `label_objects` are the model's own names, in lower case; the other labels are words of the taxonomy of the run that
-    labelled. `label_model` is the model that answered, or the one that was asked where the answer gives no printable
-    name; it is null where the row has no labels (yet).
+    `label_objects` are the model's own names, in lower case; the other labels are words of the taxonomy of the run
+    that labelled. `label_model` is the model that answered, or the one that was asked where the answer gives no
+    printable name; it is null where the row has no labels (yet).
     """
 
     label_objects: list[str] | None = None
