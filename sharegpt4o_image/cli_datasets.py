@@ -32,7 +32,10 @@ def _show_progress(description: str) -> Iterator[Callable[[int, int | None], Non
 def pack(
     source: Annotated[
         str,
-        typer.Argument(help="Run directory, upstream release (its folder, or owner/name on the Hub), or packed set."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="Run directory, upstream release (its folder, or owner/name on the Hub), or packed set.",
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Data set folder to write.")] = DATASET_DIR,
     split: Annotated[
@@ -134,7 +137,7 @@ def enrich(
 
 
 def export(
-    dataset: Annotated[str, typer.Argument(help="Packed folder, or owner/name on the Hub.")],
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="Packed folder, or owner/name on the Hub.")],
     to: Annotated[str, typer.Option("--to", help="janus-json, webdataset, imagefolder or messages.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     config: Annotated[str | None, typer.Option(help="Only this configuration.")] = None,
