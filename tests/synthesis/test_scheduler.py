@@ -457,10 +457,10 @@ def test_run_stops_when_nothing_gets_through(tmp_path: Path) -> None:
 
 
 def test_being_asked_to_wait_does_not_count_as_a_failure(tmp_path: Path) -> None:
-    @at_desk(tmp_path, *[refusal(429)] * 10, chat_reply('{"prompt": "a red circle"}'))
+    @at_desk(tmp_path, *[refusal(429)] * 4, chat_reply('{"prompt": "a red circle"}'))
     async def check(desk: Desk) -> None:
         await desk.prompt()
-        assert desk.statuses == {"retry": 10, "ok": 1}
+        assert desk.statuses == {"retry": 4, "ok": 1}
 
 
 def test_a_wait_beyond_the_patience_stops_the_run(tmp_path: Path) -> None:
