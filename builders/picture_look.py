@@ -2,18 +2,21 @@
 """The bytes of a picture -> its size and its published hash, or a phrase that says why they are no whole picture."""
 
 import io
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
-from sharegpt4o_image.synthesis.pictures import FORMATS, MAX_PIXELS, UnreadablePicture, difference_hash, open_picture
+from sharegpt4o_image.synthesis.pictures import FORMATS, MAX_PIXELS, difference_hash
 
 # Pictures above are decoded one after the other, whatever the number of threads, and all in one thread: the allocator
 # keeps what a thread has used. Our choice.
 LARGE_PIXELS = 8_000_000
 _LARGE = ThreadPoolExecutor(1)
 _ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and the values that swap width and height
+Result = TypeVar("Result")
 _MAX_PHRASE = 120  # characters of what Pillow says
 
 
@@ -36,12 +39,21 @@ class Look:
 
 def look_at(data: bytes) -> Look:
     """Decode every pixel of a picture, which is what finds a cut-off file; raises [`NoPicture`]."""
+    return _decode(data, lambda picture: Look(_upright_size(picture), difference_hash(picture)))
+
+
+def measure(data: bytes) -> list[int]:
+    """The size alone, as in [`Look`]; every pixel is decoded, too."""
+    return _decode(data, _upright_size)
+
+
+def _decode(data: bytes, read: Callable[[Image.Image], Result]) -> Result:
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
-            width, height = header.size
-        if width * height > MAX_PIXELS:
-            raise NoPicture(f"is unreadable: {width}x{height} are more than {MAX_PIXELS:,} pixels")
-        return _LARGE.submit(_look, data).result() if width * height > LARGE_PIXELS else _look(data)
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        num_pixels = picture.width * picture.height
+        if num_pixels > MAX_PIXELS:
+            raise NoPicture(f"is unreadable: {picture.width}x{picture.height} are more than {MAX_PIXELS:,} pixels")
+        return _LARGE.submit(_load, picture, read).result() if num_pixels > LARGE_PIXELS else _load(picture, read)
     except NoPicture:
         raise
     except UnidentifiedImageError as error:
@@ -50,12 +62,17 @@ def look_at(data: bytes) -> Look:
         raise NoPicture(f"is unreadable: {_phrase(error)}") from error
 
 
-def _look(data: bytes) -> Look:
-    picture = open_picture(data)
+def _load(picture: Image.Image, read: Callable[[Image.Image], Result]) -> Result:
+    with picture:
+        picture.load()
+        return read(picture)
+
+
+def _upright_size(picture: Image.Image) -> list[int]:
     is_turned = picture.getexif().get(_ORIENTATION) in _QUARTER_TURNS
-    return Look([*picture.size][:: -1 if is_turned else 1], difference_hash(picture))
+    return [*picture.size][:: -1 if is_turned else 1]
 
 
 def _phrase(error: Exception) -> str:
-    text = " ".join(str(error.__cause__ if isinstance(error, UnreadablePicture) else error).split())
+    text = " ".join(str(error).split())
     return (text or type(error).__name__)[:_MAX_PHRASE]

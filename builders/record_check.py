@@ -4,7 +4,7 @@
 import hashlib
 import json
 
-from sharegpt4o_image.builders.picture_look import NoPicture, look_at
+from sharegpt4o_image.builders.picture_look import NoPicture, measure
 from sharegpt4o_image.schema import ImageFile, Record
 
 
@@ -50,7 +50,7 @@ def _find_picture_fault(record: Record) -> str | None:
 
 def _image_fault(column: str, image: ImageFile, recorded: list[int] | None) -> str | None:
     try:
-        size = look_at(image.bytes).size
+        size = measure(image.bytes)
     except NoPicture as fault:
         return f"{column} {fault}"
     return None if recorded in (None, size) else size_fault(column, size, recorded or [])
