@@ -26,7 +26,7 @@ from sharegpt4o_image.builders.card_metadata import license_fields
 from sharegpt4o_image.builders.card_text import code, counted, limited, prose, ranked, table
 from sharegpt4o_image.builders.export_layouts import CardConfig, ImageFolder, JanusJson, Layout, Messages, WebDataset
 from sharegpt4o_image.builders.export_rows import RowRefused, StoredRows, open_rows, read_row
-from sharegpt4o_image.builders.staging import staged_folder
+from sharegpt4o_image.builders.staging import require_place, staged_folder
 from sharegpt4o_image.errors import UserError
 
 LAYOUTS: dict[str, type[Layout]] = {
@@ -237,12 +237,8 @@ def _marker(to: str) -> str:
 def _refuse_foreign(out_dir: Path, to: str, layout: type[Layout]) -> None:
     """Only an absent folder, an empty one, or one that the same export wrote and nobody added to may be replaced."""
     elsewhere = "choose another folder with --output"
-    if not out_dir.exists():
+    if not require_place(out_dir):
         return
-    if not out_dir.is_dir():
-        raise UserError(f"{out_dir} is a file; {elsewhere}")
-    if out_dir == Path.cwd() or out_dir.is_mount():
-        raise UserError(f"{out_dir} cannot be replaced as a whole; name a folder inside it with --output")
     names = [path.relative_to(out_dir).as_posix() for path in sorted(out_dir.rglob("*"))]
     foreign = next(
         (name for name in names if name not in (README, SKIPPED) and not layout.own_files.fullmatch(name)), None

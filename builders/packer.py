@@ -38,7 +38,7 @@ from sharegpt4o_image.builders.packed_set import REJECTIONS, SOURCE_FACTS
 from sharegpt4o_image.builders.parquet_shards import ROW_GROUP_BYTES, SHARD_BYTES, ParquetFile
 from sharegpt4o_image.builders.row_source import ImageEncoding, RowSource, SourceFacts
 from sharegpt4o_image.builders.shard_writer import WORK, ShardNote, ShardWriter, count_reasons, rejection_of
-from sharegpt4o_image.builders.staging import staged_folder
+from sharegpt4o_image.builders.staging import require_place, staged_folder
 from sharegpt4o_image.errors import UserError
 
 OnProgress = Callable[[int, int], None]
@@ -288,12 +288,8 @@ def _refuse_source(source: RowSource, target: Path) -> None:
 def refuse_foreign(out_dir: Path) -> None:
     """Only an absent folder, an empty one, or one that `pack` wrote and nobody added to may be replaced."""
     elsewhere = "choose another folder with --output"
-    if not out_dir.exists():
+    if not require_place(out_dir):
         return
-    if not out_dir.is_dir():
-        raise UserError(f"{out_dir} is a file; {elsewhere}")
-    if out_dir == Path.cwd() or out_dir.is_mount():
-        raise UserError(f"{out_dir} cannot be replaced as a whole; name a folder inside it with --output")
     foreign = next((path for path in sorted(out_dir.rglob("*")) if not _is_ours(path, out_dir)), None)
     if foreign is not None:
         raise UserError(f"{out_dir} holds something else ({foreign.relative_to(out_dir)}); move it, or {elsewhere}")

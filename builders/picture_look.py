@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
-from sharegpt4o_image.synthesis.pictures import FORMATS, MAX_PIXELS, difference_hash
+from sharegpt4o_image.synthesis.pictures import FORMATS, MAX_PIXELS, difference_hash, open_picture
 
 # Pictures above are decoded one after the other, whatever the number of threads, and all in one thread: the allocator
 # keeps what a thread has used. Our choice.
@@ -49,23 +49,20 @@ def measure(data: bytes) -> list[int]:
 
 def _decode(data: bytes, read: Callable[[Image.Image], Result]) -> Result:
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
-        num_pixels = picture.width * picture.height
-        if num_pixels > MAX_PIXELS:
-            raise NoPicture(f"is unreadable: {picture.width}x{picture.height} are more than {MAX_PIXELS:,} pixels")
-        return _LARGE.submit(_load, picture, read).result() if num_pixels > LARGE_PIXELS else _load(picture, read)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            num_pixels = picture.width * picture.height
+            if num_pixels > MAX_PIXELS:
+                raise NoPicture(f"is unreadable: {picture.width}x{picture.height} are more than {MAX_PIXELS:,} pixels")
+            if num_pixels <= LARGE_PIXELS:
+                picture.load()
+                return read(picture)
+        return _LARGE.submit(lambda: read(open_picture(data))).result()
     except NoPicture:
         raise
     except UnidentifiedImageError as error:
         raise NoPicture("is unreadable: not a picture") from error
     except Exception as error:  # Pillow's readers of pixels and EXIF let anything through on broken data
         raise NoPicture(f"is unreadable: {_phrase(error)}") from error
-
-
-def _load(picture: Image.Image, read: Callable[[Image.Image], Result]) -> Result:
-    with picture:
-        picture.load()
-        return read(picture)
 
 
 def _upright_size(picture: Image.Image) -> list[int]:

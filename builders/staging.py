@@ -18,6 +18,17 @@ def require_empty(target: Path) -> None:
         raise UserError(f"{target} is not empty; choose another output folder, or delete it first.")
 
 
+def require_place(out_dir: Path) -> bool:
+    """Refuse what cannot be a folder of ours; returns whether something is there, which the caller has to look at."""
+    if not out_dir.exists():
+        return False
+    if not out_dir.is_dir():
+        raise UserError(f"{out_dir} is a file; choose another folder with --output")
+    if out_dir == Path.cwd() or out_dir.is_mount():
+        raise UserError(f"{out_dir} cannot be replaced as a whole; name a folder inside it with --output")
+    return True
+
+
 @contextmanager
 def staged_folder(target: Path, keeps_unfinished: bool = False) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `target` when the block ends, and vanishes when it raises.
