@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import httpx2
 import tenacity
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -34,6 +34,7 @@ Operations = Iterable[Any]  # what `HfApi.create_commit` takes
 MAX_TRIES = 5  # our choice; with the waits of huggingface_hub in between, an outage of two minutes is sat out
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 1, 30  # our choice
 _PATIENCE_SECONDS = 300  # our choice: the longest wait that the Hub may ask for; its windows are of 5 minutes
+_TOKEN = re.compile(r"[!-~]+")  # what an HTTP header can carry
 _PASSING = (408, 409, 412, 425, 429)  # beside 5xx: the same step, looking again, may fare better
 _NEEDS_TOKEN = "log in with `hf auth login`, or set HF_TOKEN to a token with write access"
 _GOES_ON = "run the same command again, it goes on where it stopped"
@@ -142,7 +143,7 @@ class HubRepository:
 
     def create_branch(self, branch: str, start: str) -> None:
         """A branch that starts at a commit."""
-        self.api.create_branch(**self._where, branch=branch, revision=start, exist_ok=True)
+        self.api.create_branch(**self._where, branch=branch, revision=start)
 
     def delete_branch(self, branch: str) -> None:
         """Delete a branch."""
@@ -159,6 +160,9 @@ class HubRepository:
 
 def ask_account(api: HfApi, max_tries: int = MAX_TRIES) -> Account:
     """Who the token belongs to."""
+    token = api.token if isinstance(api.token, str) else get_token()
+    if token is not None and not _TOKEN.fullmatch(token):
+        raise NotAllowed(f"the token for the Hub has characters that no token has; {_NEEDS_TOKEN}")
     with _one_sentence("ask the Hub whose token this is", "the Hub"):
         answer = _retrying(max_tries)(api.whoami)
     role = answer.get("auth", {}).get("accessToken", {}).get("role")
@@ -196,7 +200,7 @@ def _is_broken_connection(error: BaseException | None) -> bool:
     """Whether no whole answer came; an answer that is cut off may be no JSON."""
     while error is not None:
         if isinstance(error, httpx2.TransportError | json.JSONDecodeError):
-            return True
+            return not isinstance(error, httpx2.LocalProtocolError | httpx2.UnsupportedProtocol)
         error = error.__cause__
     return False
 
@@ -249,6 +253,10 @@ def _one_sentence(what: str, repo_id: str) -> Iterator[None]:
             raise _refusal(what, repo_id, answer, _said(error)) from error
         if _is_broken_connection(error) or _is_of_xet(error):
             raise UserError(f"could not {what}: {_short(str(error)) or 'the connection broke'}; {_GOES_ON}") from error
+        if isinstance(error, httpx2.LocalProtocolError | httpx2.UnsupportedProtocol):
+            raise UserError(f"could not {what}: the Hub's address is no good; check HF_ENDPOINT") from error
+        if isinstance(error, ValueError | RuntimeError) or (isinstance(error, OSError) and error.filename is None):
+            raise UserError(f"could not {what}: {_short(str(error))}; {_GOES_ON}") from error
         raise
 
 

@@ -98,7 +98,7 @@ class Publication:
             head = self._repository.attempt("find the tag", lambda: self._repository.head(self._tag))
             check_same(self._release, self._repository.repo_id, self._tag, self._tree(head))
         is_tagged = note is None
-        note = self._delete_branch() or note
+        note = " ".join(filter(None, (note, self._delete_branch()))) or None
         self._progress.advance(len(self._release.files) - len(self._sent))
         return self._describe(head, is_new, is_tagged, note)
 
@@ -186,7 +186,7 @@ class Publication:
         try:
             repository.attempt(f"delete the branch {branch}", step)
         except UserError as error:
-            return f"The release stands, but a branch is left over: {error}."
+            return f"A branch is left over: {error}."
         return None
 
     # ------------------------------------------------------------- the files
@@ -232,6 +232,8 @@ class Publication:
             head = repository.head(revision)
             tree = repository.tree(head)
             missing = [file.path for file in files if file.path not in tree or not file.equals(tree[file.path])]
+            for file in files:
+                file.check_unchanged()
             operations = [*(additions[path] for path in missing), *_deletions(path for path in stale if path in tree)]
             return repository.commit(operations, message, revision, head) if operations else head
 
@@ -248,16 +250,13 @@ class Publication:
     def _bring_main(self, staged: str) -> str:
         """Bring `main` to what a commit holds, in one commit that moves no contents; returns the new head."""
         repository, release = self._repository, self._release
-        staged_tree = self._tree(staged)
 
         def step() -> str:
             head = repository.head("main")
             tree = repository.tree(head)
+            refuse_foreign(repository, head, tree)  # somebody may have committed while the files were sent
             operations: list[Any] = [
-                CommitOperationCopy(file.path, file.path, src_revision=staged)
-                if staged_tree[file.path].lfs
-                else _addition(file)
-                for file in release.missing_from(tree)
+                CommitOperationCopy(file.path, file.path, src_revision=staged) for file in release.missing_from(tree)
             ]
             operations += _deletions(release.stale_in(tree))
             return repository.commit(operations, self._message, "main", head) if operations else head
@@ -309,7 +308,8 @@ def check_repository(name: str, state: HubState, tag: str, is_private: bool) -> 
 
 
 def check_same(release: ReleaseFolder, name: str, tag: str, tree: dict[str, RepoFile]) -> None:
-    """Refuse a tag that stands for something else."""
+    """Refuse a tag that stands for something else; `croissant.json` is made anew each time, and not compared."""
+    release, tree = release.without_croissant(), {path: file for path, file in tree.items() if path != CROISSANT}
     if not _is_same(release, tree):
         raise UserError(
             f"{name} has a release {tag} that is not the same as the folder ({_differences(release, tree)}); tags are "
@@ -318,9 +318,7 @@ def check_same(release: ReleaseFolder, name: str, tag: str, tree: dict[str, Repo
 
 
 def refuse_foreign(repository: HubRepository, commit: str, tree: dict[str, RepoFile]) -> None:
-    """Leave a repository alone that holds something else."""
-    if not is_foreign(tree, ""):
-        return
+    """Leave a repository alone that holds something else, be it a card that somebody wrote."""
 
     def step() -> str:
         with tempfile.TemporaryDirectory() as folder:

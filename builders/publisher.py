@@ -7,6 +7,7 @@ is tagged instead, and `main` stays as it is. What was uploaded before a kill is
 """
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ from sharegpt4o_image.builders.release_folder import ReleaseFile, ReleaseFolder,
 from sharegpt4o_image.errors import UserError
 
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+_COMMIT = re.compile(r"[0-9a-f]{7,40}")  # also cut short
 
 
 def publish_dataset(
@@ -79,7 +80,7 @@ def publish_dataset(
     if not account.may_write:
         raise NotAllowed("the token may only read; log in with `hf auth login`, or set HF_TOKEN to one that may write")
     repository = HubRepository(api, _full_name(repo_id, account.name))
-    with _without_bars_of_the_hub(on_progress is not None):
+    with _quiet_hub(on_progress is not None):
         publication = Publication(repository, release, tag, on_progress)
         return publication.run(account.name, is_private, creates_pull_request)
 
@@ -87,7 +88,7 @@ def publish_dataset(
 def check_tag(tag: str) -> None:
     """Refuse what git or the Hub could take for something else."""
     is_name = _TAG.fullmatch(tag) and ".." not in tag and not tag.endswith((".", ".lock"))
-    if not is_name or tag == "main" or _COMMIT.fullmatch(tag):
+    if not is_name or tag in ("main", "HEAD") or _COMMIT.fullmatch(tag):
         raise UserError(f"{tag!r} cannot be the name of a release; take one like v1.0")
 
 
@@ -96,16 +97,20 @@ def _full_name(repo_id: str, user: str) -> str:
 
 
 @contextmanager
-def _without_bars_of_the_hub(has_own: bool) -> Iterator[None]:
-    """Two progress bars would write over each other."""
-    if not has_own or are_progress_bars_disabled():
-        yield
-        return
-    disable_progress_bars()
+def _quiet_hub(has_own_bar: bool) -> Iterator[None]:
+    """Its client logs the addresses that it asks again, which may be signed; and two bars would be one too many."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    hides_bars = has_own_bar and not are_progress_bars_disabled()
+    if hides_bars:
+        disable_progress_bars()
     try:
         yield
     finally:
-        enable_progress_bars()
+        logger.setLevel(level)
+        if hides_bars:
+            enable_progress_bars()
 
 
 # --------------------------------------------------------------------------- the plan

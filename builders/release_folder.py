@@ -2,6 +2,7 @@
 """A packed data set folder -> the files of a release, and how they differ from what a repository on the Hub holds."""
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ _SHARD = re.compile(rf"({'|'.join(CONFIGS)})/({SPLIT_NAME.pattern})-(\d{{5,}})-o
 _OTHERS = re.compile(
     "|".join([*map(re.escape, (CARD, CROISSANT, REJECTIONS, SOURCE_FACTS)), r"card/[a-z0-9_-]+\.png"])
 )
+_FRONT_MATTER = re.compile(r"\A---\n.*?^---$", re.DOTALL | re.MULTILINE)  # all that the Hub writes into a new card
 _NOT_DATA = (".gitattributes", "LICENSE", CARD)  # what a repository may hold that has no data set yet
 _VERSION = re.compile(r"v?(\d+)(?:\.(\d+))?(?:\.(\d+))?")
 _CHUNK_BYTES = 1 << 20
@@ -98,9 +100,9 @@ class ReleaseFolder:
         return [file for file in self.files if file.path not in tree or not file.equals(tree[file.path])]
 
     def stale_in(self, tree: Iterable[str]) -> list[str]:
-        """The paths in a tree that an earlier release left there and this one does not have."""
+        """The data files in a tree that an earlier release left there and this one does not have; plots may stay."""
         paths = {file.path for file in self.files}
-        return sorted(path for path in tree if is_published(path) and path not in paths)
+        return sorted(path for path in tree if (_SHARD.fullmatch(path) or path == REJECTIONS) and path not in paths)
 
     def with_croissant(self, repo_id: str, tag: str) -> "ReleaseFolder":
         """The release with a Croissant file that names the repository and the version; it is written to the folder.
@@ -112,6 +114,9 @@ class ReleaseFolder:
         numbers = _VERSION.fullmatch(tag)
         version = ".".join(number or "0" for number in numbers.groups()) if numbers else "1.0.0"
         digests = {file.path: file.sha256 for file in self.files if _SHARD.fullmatch(file.path)}
+        for name, sha256 in _packed_digests(self.folder).items():
+            if digests.get(name, sha256) != sha256:
+                raise UserError(f"{self.folder / name} is not the file that `pack` wrote; pack the data set again")
         validate_croissant(write_croissant(self.folder, repo_id, version, digests))
         *files, card = (file for file in self.files if file.path != CROISSANT)
         return replace(self, files=(*files, _describe(self.folder, CROISSANT), card))
@@ -119,6 +124,15 @@ class ReleaseFolder:
     def without_croissant(self) -> "ReleaseFolder":
         """The files that do not depend on where they are published."""
         return replace(self, files=tuple(file for file in self.files if file.path != CROISSANT))
+
+
+def _packed_digests(folder: Path) -> dict[str, str]:
+    """Name of a file -> the sha256 that `pack` wrote down."""
+    try:
+        content = json.loads((folder / CROISSANT).read_text(encoding="utf-8"))
+        return {entry["@id"]: entry["sha256"] for entry in content["distribution"] if "sha256" in entry}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def is_published(path: str) -> bool:
@@ -132,7 +146,9 @@ def is_published(path: str) -> bool:
 
 def is_foreign(tree: Iterable[str], card: str) -> bool:
     """Whether a repository holds something that `pack` did not write, and that a release would bury."""
-    return MARKER not in card and any(path not in _NOT_DATA for path in tree)
+    if MARKER in card:
+        return False
+    return bool(_FRONT_MATTER.sub("", card).strip()) or any(path not in _NOT_DATA for path in tree)
 
 
 def read_release(folder: Path) -> ReleaseFolder:
@@ -145,6 +161,9 @@ def read_release(folder: Path) -> ReleaseFolder:
     """
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     _check_shards(folder, {name for name in names if _SHARD.fullmatch(name)})
+    links = [name for name in names if is_published(name) and (folder / name).is_symlink()]
+    if links:
+        raise UserError(f"{folder / links[0]} is a link; put the file itself there, or remove it")
     published = sorted(filter(is_published, names), key=lambda name: (name == CARD, not _SHARD.fullmatch(name), name))
     others = [name for name in names if not is_published(name)]
     left_out = dict.fromkeys("codes" if name.startswith("codes/") else name for name in others)

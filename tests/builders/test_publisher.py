@@ -20,7 +20,7 @@ from loopback_hub import Account, Fault, LoopbackHub, environment
 from loopback_repository import Tree, sha256_of
 from picture_records import ListSource, make_record
 
-from sharegpt4o_image.builders.croissant import CROISSANT, validate_croissant
+from sharegpt4o_image.builders.croissant import CROISSANT, validate_croissant, write_croissant
 from sharegpt4o_image.builders.packer import pack
 from sharegpt4o_image.builders.publication import BRANCH, Release
 from sharegpt4o_image.builders.publisher import plan_release, publish_dataset
@@ -47,6 +47,7 @@ def packed_later(tmp_path_factory: pytest.TempPathFactory, packed: Path) -> Path
     later = pack_set(tmp_path_factory.mktemp("later") / "pictures", range(10))
     shard = "text_to_image/train-00000-of-00001.parquet"
     shutil.copyfile(packed / shard, later / shard)
+    write_croissant(later)  # with the checksum of that file
     return later
 
 
@@ -292,6 +293,39 @@ class TestRefused:
         assert hub.repositories[KEY].tags == {TAG: first.commit}
         assert remote_tree(hub, "main") == local_tree(packed)
 
+    def test_a_card_that_somebody_wrote(self, hub: LoopbackHub, packed: Path) -> None:
+        publish(hub, packed, "v0.1")
+        hub.repositories[KEY].commit({"README.md": b"---\nlicense: mit\n---\n\n# Soon to come"})
+        with pytest.raises(UserError, match="holds something that `sharegpt4o-image pack` did not write"):
+            publish(hub, packed)
+        hub.repositories[KEY].commit({"README.md": b"---\nlicense: mit\n---\n"})  # as the Hub makes it
+        assert publish(hub, packed).is_tagged
+
+    def test_pictures_of_the_card_stay(self, hub: LoopbackHub, packed: Path) -> None:
+        publish(hub, packed, "v0.1")
+        repository = hub.repositories[KEY]
+        repository.commit(repository.at("main")[1] | {"card/banner.png": b"mine", "rejections.parquet": b"of v0.1"})
+        publish(hub, packed)
+        assert remote_tree(hub, TAG).keys() - local_tree(packed).keys() == {"card/banner.png"}
+
+    def test_a_file_that_is_not_the_one_that_was_packed(self, hub: LoopbackHub, folder: Path) -> None:
+        shard = folder / "text_to_image" / "train-00000-of-00001.parquet"
+        shard.write_bytes(shard.read_bytes().replace(b"PNG", b"PNH", 1))
+        with pytest.raises(UserError, match="is not the file that `pack` wrote"):
+            publish(hub, folder)
+
+    def test_a_link(self, hub: LoopbackHub, folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "secret").write_bytes(b"secret")
+        (folder / "card" / "holiday.png").symlink_to(tmp_path / "secret")
+        with pytest.raises(UserError, match="is a link"):
+            publish(hub, folder)
+
+    @pytest.mark.parametrize("token", ["hf_a\x0bbc", "hf_abc\u201d"])
+    def test_a_token_that_is_none(self, hub: LoopbackHub, packed: Path, token: str) -> None:
+        with pytest.raises(UserError, match="has characters that no token has") as refused:
+            publish_dataset(packed, "tester/pictures", TAG, api=HfApi(endpoint=hub.endpoint, token=token))
+        assert "hf_a" not in str(refused.value)
+
     def test_a_repository_with_something_else(self, hub: LoopbackHub, packed: Path) -> None:
         publish(hub, packed)
         hub.repositories[KEY].commit({"README.md": b"# Letters", "data/letters.csv": b"a,b"})
@@ -492,7 +526,16 @@ class TestFaults:
         publish(hub, packed, "v0.1")
         repository = hub.repositories[KEY]
         repository.commit({})
-        others = iter([{"LICENSE": b"mine", "text_to_image/train-00001-of-00002.parquet": b"of an earlier release"}])
+        card = (packed / "README.md").read_bytes()
+        others = iter(
+            [
+                {
+                    "README.md": card,
+                    "LICENSE": b"mine",
+                    "text_to_image/train-00001-of-00002.parquet": b"of an earlier release",
+                }
+            ]
+        )
 
         def meddle(method: str, path: str, _: int) -> None:
             if method == "POST" and path.endswith("/commit/main") and (files := next(others, None)):
@@ -501,6 +544,23 @@ class TestFaults:
         hub.faults.append(meddle)
         publish(hub, packed)
         assert remote_tree(hub, TAG) == local_tree(packed) | {"LICENSE": hashlib.sha256(b"mine").hexdigest()}
+
+    def test_somebody_else_makes_it_theirs(self, hub: LoopbackHub, packed: Path) -> None:
+        publish(hub, packed, "v0.1")
+        repository = hub.repositories[KEY]
+        theirs = {"README.md": b"# Letters", "data/letters.csv": b"a,b", "card/mine.png": b"png"}
+        once = iter([theirs])
+
+        def meddle(method: str, path: str, _: int) -> None:
+            if method == "POST" and "/commit/" in path and (files := next(once, None)):
+                repository.commit(files, title="letters")
+
+        repository.commit({"README.md": (packed / "README.md").read_bytes()})
+        hub.faults.append(meddle)
+        with pytest.raises(UserError, match="holds something that `sharegpt4o-image pack` did not write"):
+            publish(hub, packed)
+        assert remote_tree(hub, "main").keys() == theirs.keys()
+        assert list(repository.tags) == ["v0.1"]
 
     def test_somebody_else_takes_the_tag(self, hub: LoopbackHub, packed: Path) -> None:
         def meddle(method: str, path: str, _: int) -> None:
