@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import yaml
 from datasets import Features, Image, List
-from huggingface_hub import DatasetCard
+from huggingface_hub import metadata_load
 from pyarrow import ArrowInvalid
 
 from sharegpt4o_image.builders.card_metadata import CITATION, COLUMNS, UPSTREAM
+from sharegpt4o_image.builders.packed_set import find_shards
 from sharegpt4o_image.errors import UserError
 
 CROISSANT = "croissant.json"
@@ -169,6 +169,11 @@ def write_croissant(
     return path
 
 
+def require_validator() -> None:
+    """Raise `ModuleNotFoundError` now, rather than half-way, where the extra `publish` is not installed."""
+    import mlcroissant  # noqa: F401
+
+
 def validate_croissant(path: Path) -> None:
     """Check a Croissant file with mlcroissant; what is wrong with it becomes one sentence."""
     try:
@@ -194,18 +199,10 @@ _Configs = dict[str, dict[str, list[Path]]]  # configuration -> split -> its Par
 
 def _read_card(folder: Path) -> tuple[dict[str, Any], _Configs]:
     """The YAML of a packed folder, and the files that it names."""
-    try:
-        card = DatasetCard((folder / "README.md").read_text(encoding="utf-8")).data.to_dict()
-        configs = {
-            config["config_name"]: {part["split"]: sorted(folder.glob(part["path"])) for part in config["data_files"]}
-            for config in card["configs"]
-        }
-    except (OSError, ValueError, KeyError, TypeError, NotImplementedError, yaml.YAMLError) as error:
-        raise UserError(f"{folder} is no data set that `sharegpt4o-image pack` wrote; pack it again") from error
-    for name, files in configs.items():
-        if missing := [split for split, paths in files.items() if not paths]:
-            raise UserError(f"{folder} lacks the files of {name}/{missing[0]}; pack or download it again")
-    return card, configs
+    configs: _Configs = {}
+    for config, split, path in find_shards(folder):
+        configs.setdefault(config, {}).setdefault(split, []).append(path)
+    return metadata_load(folder / "README.md") or {}, configs
 
 
 def _features(files: dict[str, list[Path]]) -> Features:

@@ -11,6 +11,7 @@ from pathlib import PurePath
 
 from PIL import Image, ImageOps
 
+from sharegpt4o_image.builders.picture_look import alone_if_large
 from sharegpt4o_image.builders.row_source import ImageEncoding, RowFault
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.schema import ImageFile, Record
@@ -64,6 +65,12 @@ def lighten(record: Record, encoding: ImageEncoding) -> Record:
 
 
 def _encode(column: str, image: ImageFile, encoding: ImageEncoding) -> tuple[ImageFile, list[int]]:
+    with Image.open(io.BytesIO(image.bytes)) as header:
+        num_pixels = header.width * header.height
+    return alone_if_large(num_pixels, lambda: _encode_now(column, image, encoding))
+
+
+def _encode_now(column: str, image: ImageFile, encoding: ImageEncoding) -> tuple[ImageFile, list[int]]:
     with Image.open(io.BytesIO(image.bytes)) as opened:
         chosen = encoding.format or (opened.format or "png").lower()
         if getattr(opened, "n_frames", 1) > 1:  # only formats that can be animated have it

@@ -40,7 +40,7 @@ class PackedSet:
     def __init__(self, folder: Path):
         self.folder: Path | None = folder
         self._folder = folder
-        self.shards = list(_find_shards(folder))
+        self.shards = list(find_shards(folder))
         self._schemas = [_read_schema(path) for _, _, path in self.shards]
         self.row = _row_type(self._schemas[0])
         self._lock = Lock()
@@ -108,7 +108,7 @@ def is_packed_set(folder: Path) -> bool:
 # --------------------------------------------------------------------------- files
 
 
-def _find_shards(folder: Path) -> Iterator[tuple[str, str, Path]]:
+def find_shards(folder: Path) -> Iterator[tuple[str, str, Path]]:
     """Configuration, split and path of every file that the card names; all of them must be there."""
     try:
         configs = (metadata_load(folder / "README.md") or {})["configs"]

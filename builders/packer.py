@@ -121,7 +121,8 @@ def pack(
     finished lie beside it in `.<name>.partial`, and a run that follows a killed one goes on from them. A row with a
     fault is kept out and listed in `rejections.parquet`. The source is closed.
 
-    Reads: `source`; pictures of one row group at a time. The list of all rows is in memory, without their pictures.
+    Reads: `source`; in memory are the list of all rows without their pictures, one row group, and the rows that are
+    being decoded (`shard_writer.NUM_THREADS`).
     Writes: `out_dir`, as shown at the top of this module.
 
     Args:
@@ -151,6 +152,7 @@ def pack(
         with staged_folder(target, keeps_unfinished=True) as folder:
             facts = _write_set(source, plan, options, folder, target.name, on_progress)
             refuse_foreign(target)  # nobody may have added anything meanwhile
+            shutil.rmtree(folder / WORK)
     return PackSummary(out_dir, facts.splits, facts.rejections, plan.num_left_out)
 
 
@@ -193,7 +195,6 @@ def _write_set(
     (folder / SOURCE_FACTS).write_text(source_facts.to_json(), encoding="utf-8")
     (folder / "README.md").write_text(render_card(facts), encoding="utf-8")
     write_croissant(folder, digests=digests)
-    shutil.rmtree(folder / WORK)
     return facts
 
 

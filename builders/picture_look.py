@@ -47,6 +47,11 @@ def measure(data: bytes) -> list[int]:
     return _decode(data, _upright_size)
 
 
+def alone_if_large(num_pixels: int, work: Callable[[], Result]) -> Result:
+    """Do something with a picture: with a large one, while no other thread does."""
+    return _LARGE.submit(work).result() if num_pixels > LARGE_PIXELS else work()
+
+
 def _decode(data: bytes, read: Callable[[Image.Image], Result]) -> Result:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
@@ -56,7 +61,7 @@ def _decode(data: bytes, read: Callable[[Image.Image], Result]) -> Result:
             if num_pixels <= LARGE_PIXELS:
                 picture.load()
                 return read(picture)
-        return _LARGE.submit(lambda: read(open_picture(data))).result()
+        return alone_if_large(num_pixels, lambda: read(open_picture(data)))
     except NoPicture:
         raise
     except UnidentifiedImageError as error:

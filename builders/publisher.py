@@ -19,7 +19,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from sharegpt4o_image.builders.croissant import CROISSANT
+from sharegpt4o_image.builders.croissant import CROISSANT, require_validator
 from sharegpt4o_image.builders.hub_calls import HubRepository, HubState, NotAllowed, ask_account, check_repo_id
 from sharegpt4o_image.builders.publication import (
     BRANCH,
@@ -74,6 +74,7 @@ def publish_dataset(
     """
     check_tag(tag)
     check_repo_id(repo_id)
+    require_validator()
     release = read_release(folder)
     api = api or HfApi()
     account = ask_account(api)

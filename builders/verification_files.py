@@ -277,7 +277,7 @@ def _schema_fault(schema: pa.Schema, published: pa.Schema) -> str | None:
 def _is_described_alike(schema: pa.Schema, published: pa.Schema) -> bool:
     try:
         return bool(Features.from_arrow_schema(schema) == Features.from_arrow_schema(published))
-    except Exception:  # JSON of anybody in the footer: `datasets` raises whatever comes
+    except Exception:  # JSON of anybody in the footer: whatever `datasets` raises on it is a finding
         return False
 
 

@@ -210,7 +210,7 @@ def test_a_file_that_changed_is_noticed_by_its_size_and_checksum(folder: Path) -
     [
         (lambda folder: (folder / "README.md").unlink(), "is no data set that"),
         (lambda folder: (folder / "README.md").write_text("no metadata"), "is no data set that"),
-        (lambda folder: shutil.rmtree(folder / "text_to_image"), "lacks the files of text_to_image/train"),
+        (lambda folder: shutil.rmtree(folder / "text_to_image"), "lacks files of the split train"),
         (lambda folder: next(folder.glob("*/*.parquet")).write_bytes(b"PAR1"), "cannot be read as Parquet"),
     ],
 )

@@ -211,6 +211,10 @@ class TestFolder:
         with pytest.raises(UserError, match=r"holds something else \(notes.txt\)"):
             packer.pack(Source(records), tmp_path / "set")
         assert (tmp_path / "set" / "notes.txt").read_text() == "mine"
+        (tmp_path / "set" / "notes.txt").unlink()
+        source = ListSource(records)
+        packer.pack(source, tmp_path / "set")
+        assert source.loaded == []  # the finished files were kept
 
     def test_an_empty_folder_is_used(self, tmp_path: Path, records: list[Record]) -> None:
         (tmp_path / "set").mkdir()
