@@ -133,12 +133,27 @@ class Janus4oProcessor(JanusProcessor):
             raise ValueError(
                 f"Got {len(sources)} lists of source images for {len(prompts)} prompts; give one list each."
             )
-        rows = [self._image_generation_ids(p, len(s)) for p, s in zip(prompts, sources, strict=True)]
+        rows = [self.image_generation_ids(p, len(s)) for p, s in zip(prompts, sources, strict=True)]
         batch = self.pad_left(rows)
         flat = [image for row in sources for image in row]
         if flat:
             batch["source_pixel_values"] = self.source_pixels(flat)  # (N, 3, H, W)
         return batch
+
+    def image_generation_ids(self, prompt: str, num_sources: int) -> list[int]:
+        """Token ids of one prompt with room for its sources, from BOS to the boi that the target codes follow."""
+        tokenizer = self.tokenizer
+        boi, eoi, image, pad = tokenizer.convert_tokens_to_ids(
+            [self.image_start_token, self.image_end_token, self.image_token, tokenizer.pad_token]
+        )
+        user, assistant = tokenizer.convert_tokens_to_ids([USER_TAG, ASSISTANT_TAG])
+        source_block = [boi, *[image] * self.num_image_tokens, eoi, boi, *[pad] * self.num_image_tokens, eoi]
+        if num_sources:
+            # The content begins with the image tags, so stripping it leaves the instruction's leading spaces.
+            content = [*self._plain_ids(": "), *source_block * num_sources, *self._plain_ids(f"{prompt.rstrip()}\n\n")]
+        else:
+            content = self._plain_ids(f": {prompt.strip()}\n\n")
+        return [tokenizer.bos_token_id, user, *content, assistant, *self._plain_ids(":"), boi]
 
     def pad_left(self, rows: list[list[int]]) -> BatchFeature:
         """Rows of token ids -> `input_ids` and `attention_mask` (B, L), padded on the left."""
@@ -159,20 +174,6 @@ class Janus4oProcessor(JanusProcessor):
         keep = is_first & attention_mask.bool()
         keep[:, -1] = True
         return input_ids.masked_fill(~keep, self.tokenizer.pad_token_id)
-
-    def _image_generation_ids(self, prompt: str, num_sources: int) -> list[int]:
-        tokenizer = self.tokenizer
-        boi, eoi, image, pad = tokenizer.convert_tokens_to_ids(
-            [self.image_start_token, self.image_end_token, self.image_token, tokenizer.pad_token]
-        )
-        user, assistant = tokenizer.convert_tokens_to_ids([USER_TAG, ASSISTANT_TAG])
-        source_block = [boi, *[image] * self.num_image_tokens, eoi, boi, *[pad] * self.num_image_tokens, eoi]
-        if num_sources:
-            # The content begins with the image tags, so stripping it leaves the instruction's leading spaces.
-            content = [*self._plain_ids(": "), *source_block * num_sources, *self._plain_ids(f"{prompt.rstrip()}\n\n")]
-        else:
-            content = self._plain_ids(f": {prompt.strip()}\n\n")
-        return [tokenizer.bos_token_id, user, *content, assistant, *self._plain_ids(":"), boi]
 
     def _plain_ids(self, text: str) -> list[int]:
         """Token ids of `text` in which control tokens are spelled out as ordinary text.

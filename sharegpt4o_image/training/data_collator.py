@@ -1,90 +1,143 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of the published data set (with or without precomputed codes) -> a training batch, conditions dropped."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sharegpt4o_image.janus4o import Janus4oProcessor
 from sharegpt4o_image.janus4o.modeling_janus4o import IGNORED_CODE
+from sharegpt4o_image.training.conditions import Drawn, Dropout, draw
+
+_BLANK_PICTURE = Image.new("RGB", (64, 64), (127, 127, 127))  # stands for a target that cannot be read
 
 
 @dataclass
 class DataCollatorForImageGeneration:
-    """Collates text-to-image and edit rows, mixed in any way, into left-padded batches.
+    """Collates text-to-image and edit rows, mixed in any way.
 
     Reads: `input_prompt`, `input_image` (list of pictures, empty for text to image) and either `target_codes` (P ints,
-    with `source_codes`, a list of P ints for each source) or `output_image`.
+    with `source_codes`, a list of P ints for each source) or `output_image`; `id` and `epoch` decide what is dropped.
+    A row that `is_blank` becomes a sample that no loss counts; `skipped` says why a row cannot be used.
 
-    Gives: `input_ids`, `attention_mask` (B, L); for edits `source_pixel_values` (N, 3, H, W), and with precomputed
-    codes `source_codes` (N, P); `target_codes` (B, P) or `target_pixel_values` (B, 3, H, W); `drop_source_codes` (N,)
-    bool; `labels` (B, P), which only count the trained tokens.
+    Gives, for S samples: packed, `input_ids` (1, L), the prompts back to back, and `prompt_lengths` (S,); padded,
+    `input_ids` and `attention_mask` (S, L), padded on the left. For edits `source_pixel_values` (N, 3, H, W),
+    `dropped_source_codes` bool (N, P), and with precomputed codes `source_codes` (N, P). `target_codes` (S, P) or
+    `target_pixel_values` (S, 3, H, W). `labels` (S, P), which only count the trained codes. For the trainer alone:
+    `is_edit` bool (S,), `sample_ids` and `skipped`, a list of strings.
 
-    What a mask does to a sample (`paper.md` section 3.3):
+    What a mask does to a sample (`docs/training.md`):
 
-        prompt_dropout        BOS pad pad pad ... pad boi            (text to image)
-        source_code_dropout   the source's code block stays pads     (edit: the l_o row)
-        null_dropout          BOS pad pad pad ... pad boi            (edit: the l_u row, at edit length)
+        prompt dropout        BOS pad pad pad ... pad boi            (text to image)
+        source code dropout   the source's code block stays pads     (edit: the l_o row)
+        instruction dropout   all text but BOS and boi becomes pads  (edit)
+        null dropout          BOS pad pad pad ... pad boi            (edit: the l_u row, at edit length)
+
+    Args:
+        processor: lays out prompts and prepares pictures.
+        dropout: rates of the masks; none by default.
+        seed: of the masks, beside a row's `id` and `epoch`.
+        row_layout: `"packed"` or `"padded"`.
     """
 
     processor: Janus4oProcessor
-    prompt_dropout: float
-    source_code_dropout: float
-    null_dropout: float
-    generator: torch.Generator
+    dropout: Dropout = field(default_factory=Dropout)
+    seed: int = 0
+    row_layout: str = "packed"
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate `rows` into one batch."""
+        rows = [_blank(row) if row.get("is_blank") else row for row in rows]
         sources = [list(row.get("input_image") or []) for row in rows]
-        batch = self.processor.prepare_image_generation([row["input_prompt"] for row in rows], sources)
-        is_null = torch.tensor([self._draws(self._null_rate(row_sources)) for row_sources in sources])  # (B,)
-        null_ids = self.processor.unconditional_ids(batch["input_ids"], batch["attention_mask"])
-        collated: dict[str, Tensor] = {
-            "input_ids": torch.where(is_null[:, None], null_ids, batch["input_ids"]),
-            "attention_mask": batch["attention_mask"],
-        }
-        self._add_sources(collated, batch, rows, sources, is_null)
-        self._add_targets(collated, rows)
-        return collated
+        prompts = [
+            self.processor.image_generation_ids(row["input_prompt"], len(images))
+            for row, images in zip(rows, sources, strict=True)
+        ]
+        drawn = [self._draw(row, len(images), ids) for row, images, ids in zip(rows, sources, prompts, strict=True)]
+        batch = self._lay_out([self._drop(ids, one) for ids, one in zip(prompts, drawn, strict=True)])
+        batch |= self._sources(rows, sources, drawn)
+        batch |= self._targets(rows)
+        batch["is_edit"] = torch.tensor([bool(images) for images in sources])
+        batch["sample_ids"] = [_id_of(row) for row in rows]
+        batch["skipped"] = [f"{_id_of(row)}: {row['skipped']}" for row in rows if row.get("skipped")]
+        return batch
 
-    def _null_rate(self, sources: list[Any]) -> float:
-        return self.null_dropout if sources else self.prompt_dropout
+    # ------------------------------------------------------------------ prompts
 
-    def _draws(self, rate: float) -> bool:
-        return bool(torch.rand((), generator=self.generator) < rate)
-
-    def _add_sources(
-        self,
-        collated: dict[str, Tensor],
-        batch: Any,
-        rows: list[dict[str, Any]],
-        sources: list[list[Any]],
-        is_null: Tensor,
-    ) -> None:
-        """Pixels and codes of the sources whose rows still have room for them."""
-        owner = torch.tensor([i for i, row_sources in enumerate(sources) for _ in row_sources], dtype=torch.long)
-        kept = ~is_null[owner]  # (all sources,)
-        if not kept.any():
-            return
-        collated["source_pixel_values"] = batch["source_pixel_values"][kept]
-        collated["drop_source_codes"] = torch.tensor(
-            [self._draws(self.source_code_dropout) for _ in range(int(kept.sum()))]
+    def _draw(self, row: dict[str, Any], num_sources: int, ids: list[int]) -> Drawn:
+        num_codes = self.processor.num_image_tokens
+        return draw(
+            self.dropout, self.seed, int(row.get("epoch", 0)), _id_of(row), num_sources, num_codes, len(ids) - 2
         )
-        if rows[int(owner[0])].get("source_codes") is not None:
-            codes = torch.tensor([codes for row in rows for codes in row.get("source_codes") or []], dtype=torch.long)
-            collated["source_codes"] = codes[kept]
 
-    def _add_targets(self, collated: dict[str, Tensor], rows: list[dict[str, Any]]) -> None:
-        if rows[0].get("target_codes") is not None:
-            collated["target_codes"] = torch.tensor([row["target_codes"] for row in rows], dtype=torch.long)
-        else:
-            collated["target_pixel_values"] = self.processor.source_pixels([row["output_image"] for row in rows])
-        # The trainer counts `labels != -100` to scale the loss under accumulation: every target code is trained.
-        collated["labels"] = torch.zeros((len(rows), self.processor.num_image_tokens), dtype=torch.long)
+    def _drop(self, ids: list[int], drawn: Drawn) -> np.ndarray:
+        """The ids of one prompt with pads where conditions are dropped; BOS and boi always stay."""
+        kept = np.array(ids)
+        inner = kept[1:-1]  # a view
+        pad = self.processor.tokenizer.pad_token_id
+        if drawn.is_null:
+            inner[:] = pad
+        elif drawn.drops_text:
+            inner[~self._is_source_block(inner)] = pad
+        elif drawn.dropped_text is not None:
+            inner[drawn.dropped_text] = pad
+        return kept
+
+    def _is_source_block(self, ids: np.ndarray) -> np.ndarray:
+        """Where the blocks of the sources stand: from a boi to the eoi that closes it."""
+        tokenizer = self.processor.tokenizer
+        boi, eoi = tokenizer.convert_tokens_to_ids([self.processor.image_start_token, self.processor.image_end_token])
+        opened, closed = np.cumsum(ids == boi), np.cumsum(ids == eoi)
+        return (opened > closed) | (ids == eoi)
+
+    def _lay_out(self, prompts: list[np.ndarray]) -> dict[str, Any]:
+        if self.row_layout == "padded":
+            padded = self.processor.pad_left([ids.tolist() for ids in prompts])
+            return {"input_ids": padded["input_ids"], "attention_mask": padded["attention_mask"]}
+        return {
+            "input_ids": torch.from_numpy(np.concatenate(prompts))[None],
+            "prompt_lengths": torch.tensor([len(ids) for ids in prompts]),
+        }
+
+    # ------------------------------------------------------------------ pictures and codes
+
+    def _sources(self, rows: list[dict[str, Any]], sources: list[list[Any]], drawn: list[Drawn]) -> dict[str, Tensor]:
+        """Pixels and codes of the sources whose prompts still have room for them."""
+        kept = [i for i, one in enumerate(drawn) if sources[i] and not one.is_null]
+        if not kept:
+            return {}
+        found = {
+            "source_pixel_values": self.processor.source_pixels([image for i in kept for image in sources[i]]),
+            "dropped_source_codes": torch.from_numpy(np.concatenate([drawn[i].dropped_source_codes for i in kept])),
+        }
+        if all(rows[i].get("source_codes") is not None for i in kept):
+            found["source_codes"] = _codes([codes for i in kept for codes in rows[i]["source_codes"]])
+        return found
+
+    def _targets(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        num_codes = self.processor.num_image_tokens
+        is_blank = torch.tensor([bool(row.get("is_blank")) for row in rows])
+        labels = torch.zeros((len(rows), num_codes), dtype=torch.long).masked_fill(is_blank[:, None], IGNORED_CODE)
+        if all(row.get("is_blank") or row.get("target_codes") is not None for row in rows):
+            blank = np.full(num_codes, IGNORED_CODE)
+            codes = [blank if row.get("is_blank") else row["target_codes"] for row in rows]
+            return {"labels": labels, "target_codes": _codes(codes)}
+        pictures = [_BLANK_PICTURE if row.get("is_blank") else row["output_image"] for row in rows]
+        return {"labels": labels, "target_pixel_values": self.processor.source_pixels(pictures)}
 
 
-def drop_codes(source_codes: Tensor, drop_N: Tensor) -> Tensor:
-    """Source codes (N, P) with the dropped blocks marked to be left as pads."""
-    return source_codes.masked_fill(drop_N[:, None], IGNORED_CODE)
+def _blank(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "input_prompt": "", "input_image": [], "target_codes": None, "source_codes": None}
+
+
+def _id_of(row: dict[str, Any]) -> str:
+    return str(row.get("id", row["input_prompt"]))
+
+
+def _codes(rows: list[Any]) -> Tensor:
+    """Codes of several pictures (N, P) as int64; the file's uint16 has no use in PyTorch."""
+    return torch.from_numpy(np.stack([np.asarray(codes, dtype=np.int64) for codes in rows]))

@@ -151,6 +151,9 @@ def _arguments(target_dir: Path, seed: int, steps: int, batch: int, learning_rat
     return Janus4oSFTConfig(
         output_dir=str(target_dir.with_name(target_dir.name + "-trainer")),
         seed=seed,
+        instruction_dropout=0.0,
+        geometry="pad",
+        row_layout="padded",
         max_steps=steps,
         per_device_train_batch_size=batch,
         per_device_eval_batch_size=batch,

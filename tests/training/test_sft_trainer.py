@@ -7,7 +7,8 @@ import pytest
 import torch
 from datasets import concatenate_datasets
 
-from sharegpt4o_image.training.data_collator import DataCollatorForImageGeneration, drop_codes
+from sharegpt4o_image.training.conditions import Dropout
+from sharegpt4o_image.training.data_collator import DataCollatorForImageGeneration
 from sharegpt4o_image.training.sft_config import Janus4oSFTConfig
 from sharegpt4o_image.training.sft_trainer import Janus4oSFTTrainer
 from sharegpt4o_image.training.tiny_data import edit_rows, text_to_image_rows, training_texts
@@ -33,7 +34,8 @@ def rows(model, processor):
 
 
 def collator(processor, prompt=0.0, codes=0.0, null=0.0):
-    return DataCollatorForImageGeneration(processor, prompt, codes, null, torch.Generator().manual_seed(0))
+    dropout = Dropout(prompt=prompt, source_code=codes, null=null)
+    return DataCollatorForImageGeneration(processor, dropout, row_layout="padded")
 
 
 def config(tmp_path, **overrides):
@@ -83,7 +85,8 @@ def test_accumulation_does_not_change_the_loss_scale(tmp_path, model, processor,
 def test_loss_is_the_mean_over_all_codes(model, processor, rows):
     batch = collator(processor)([rows[i] for i in range(4, 8)])
     with torch.no_grad():
-        out = model(batch["input_ids"], batch["attention_mask"], target_codes=batch["target_codes"])
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        out = model(ids, attention_mask=mask, target_codes=batch["target_codes"])
     by_hand = -out.logits.log_softmax(-1).gather(-1, batch["target_codes"][..., None]).mean()
     torch.testing.assert_close(out.loss, by_hand)
     assert out.logits.shape == (4, processor.num_image_tokens, NUM_CODES)
@@ -113,9 +116,10 @@ def test_null_rows_keep_bos_and_boi_and_no_source(processor, rows):
 
 def test_dropped_source_codes_stay_pads(model, processor, rows):
     batch = collator(processor, codes=1.0)([rows[0]])
-    assert batch["drop_source_codes"].tolist() == [True]
-    dropped = drop_codes(batch["source_codes"], batch["drop_source_codes"])
-    embeds = model.embed_prompt(batch["input_ids"], batch["source_pixel_values"], dropped)
+    assert batch["dropped_source_codes"].all()
+    embeds = model.embed_prompt(
+        batch["input_ids"], batch["source_pixel_values"], batch["source_codes"], batch["dropped_source_codes"]
+    )
     pad_embedding = model.get_input_embeddings()(torch.tensor(processor.tokenizer.pad_token_id))
     is_code = model._source_code_positions(batch["input_ids"])
     assert int(is_code.sum()) == processor.num_image_tokens
@@ -124,10 +128,10 @@ def test_dropped_source_codes_stay_pads(model, processor, rows):
 
 def test_rates_of_the_masks(processor, rows):
     dropping = collator(processor, prompt=0.3, codes=0.5, null=0.2)
-    batches = [dropping([rows[0], rows[4]]) for _ in range(600)]
-    kept = [b for b in batches if "drop_source_codes" in b]
+    batches = [dropping([rows[0] | {"epoch": i}, rows[4]]) for i in range(600)]
+    kept = [b for b in batches if "dropped_source_codes" in b]
     assert len(kept) / 600 == pytest.approx(0.8, abs=0.06)
-    assert sum(b["drop_source_codes"].item() for b in kept) / len(kept) == pytest.approx(0.5, abs=0.08)
+    assert sum(b["dropped_source_codes"][0, 0].item() for b in kept) / len(kept) == pytest.approx(0.5, abs=0.08)
 
 
 def test_a_cut_row_is_refused(tmp_path):

@@ -14,12 +14,14 @@ from transformers.utils import ModelOutput, logging
 
 from .configuration_janus4o import Janus4oConfig
 from .generation_janus4o import Janus4oGenerationMixin, positions_of
+from .packing_janus4o import PackedRow
 
-# B batch, L prompt tokens, P image tokens (576), N source images, D width, V codes, H W pixels
+# B batch, L prompt tokens, S samples (B, or those of a packed row), P image tokens (576), N source images, D width,
+# V codes, H W pixels
 
 logger = logging.get_logger(__name__)
 
-IGNORED_CODE = -100  # a source code with this value leaves its position as a pad
+IGNORED_CODE = -100  # as a source code it leaves its position as a pad, as a target it is not trained
 
 AUTO_MAP = {
     "AutoConfig": "configuration_janus4o.Janus4oConfig",
@@ -35,12 +37,18 @@ class Janus4oOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
             Cross entropy over all P target codes.
-        logits (`torch.FloatTensor` of shape `(B, P, V)`):
-            `logits[:, p]` predicts target code `p`; `(B, 1, V)`, for code 0 alone, without `target_codes`.
+        logits (`torch.FloatTensor` of shape `(S, P, V)`):
+            `logits[:, p]` predicts target code `p`; `(S, 1, V)`, for code 0 alone, without `target_codes`.
+        target_codes (`torch.LongTensor` of shape `(S, P)`, *optional*):
+            The codes that were predicted: those given, or those of `target_pixel_values`; `-100` was not trained.
+        token_losses (`torch.FloatTensor` of shape `(S, P)`, *optional*):
+            Cross entropy of each target code, 0 where it was not trained; without gradient.
     """
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
+    target_codes: torch.LongTensor | None = None
+    token_losses: torch.FloatTensor | None = None
 
 
 class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGeneration):
@@ -146,7 +154,11 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
         return self.prepare_embeddings_for_image_generation(codes)
 
     def embed_prompt(
-        self, input_ids: Tensor, source_pixel_values: Tensor | None = None, source_codes: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        source_pixel_values: Tensor | None = None,
+        source_codes: Tensor | None = None,
+        dropped_source_codes: Tensor | None = None,
     ) -> Tensor:
         """Prompt tokens -> embeddings (B, L, D), the source blocks filled in.
 
@@ -154,6 +166,7 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
             input_ids: (B, L), laid out by `Janus4oProcessor`.
             source_pixel_values: (N, 3, H, W) in [-1, 1], all sources in order of the rows.
             source_codes: (N, P); positions with `-100` stay pad embeddings. Encoded from the pixels when absent.
+            dropped_source_codes: bool (N, P), true where a code's position stays a pad embedding, too.
         """
         embeds_BLD = self.get_input_embeddings()(input_ids)
         is_placeholder = input_ids == self.config.image_token_id  # (B, L)
@@ -161,15 +174,33 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
         num_sources = 0 if source_pixel_values is None else len(source_pixel_values)
         self._check_sources(is_placeholder, is_code, num_sources, source_codes)
         if source_pixel_values is None:
-            return embeds_BLD
+            return self._with_vision_tower_in_graph(embeds_BLD, is_placeholder)
         if source_codes is None:
             source_codes = self.encode_image(source_pixel_values)
-        semantic_NPD = self.model.get_image_features(source_pixel_values.to(embeds_BLD)).pooler_output
-        embeds_BLD = embeds_BLD.masked_scatter(is_placeholder[..., None], semantic_NPD.to(embeds_BLD))
+        if dropped_source_codes is not None:
+            source_codes = source_codes.masked_fill(dropped_source_codes, IGNORED_CODE)
+        embeds_BLD = self._fill_in_semantics(embeds_BLD, is_placeholder, source_pixel_values)
         kept = source_codes != IGNORED_CODE  # (N, P)
         code_NPD = self.embed_codes(source_codes.clamp(min=0))
         filled = is_code.masked_scatter(is_code, kept)  # (B, L)
         return embeds_BLD.masked_scatter(filled[..., None], code_NPD[kept].to(embeds_BLD))
+
+    def _fill_in_semantics(self, embeds_BLD: Tensor, is_placeholder: Tensor, source_pixel_values: Tensor) -> Tensor:
+        semantic_NPD = self.model.get_image_features(source_pixel_values.to(embeds_BLD)).pooler_output
+        return embeds_BLD.masked_scatter(is_placeholder[..., None], semantic_NPD.to(embeds_BLD))
+
+    def _with_vision_tower_in_graph(self, embeds_BLD: Tensor, is_placeholder: Tensor) -> Tensor:
+        """In training, give the vision tower a zero gradient when a batch has no source.
+
+        Then each process of a distributed step has gradients of the same parameters. A blank picture goes through the
+        tower and into none of the positions.
+        """
+        is_trained = any(parameter.requires_grad for parameter in self.model.vision_model.parameters())
+        is_trained |= any(parameter.requires_grad for parameter in self.model.aligner.parameters())
+        if not (self.training and torch.is_grad_enabled() and is_trained):
+            return embeds_BLD
+        side = self.config.vision_config.image_size
+        return self._fill_in_semantics(embeds_BLD, is_placeholder, embeds_BLD.new_zeros(1, 3, side, side))
 
     def drop_source_codes(self, embeds_BLD: Tensor, input_ids: Tensor) -> Tensor:
         """Prompt embeddings with pads where the source codes stand: the l_o row (paper section 2)."""
@@ -227,28 +258,52 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
         logits_to_keep: int | Tensor = 0,
         source_pixel_values: Tensor | None = None,
         source_codes: Tensor | None = None,
+        dropped_source_codes: Tensor | None = None,
         target_codes: Tensor | None = None,
+        target_pixel_values: Tensor | None = None,
+        prompt_lengths: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Predict target codes (with `target_codes` or `source_pixel_values`), or text as the parent class does.
+        """Predict target codes (with a target or `source_pixel_values`), or text as the parent class does.
 
         Args:
-            input_ids: (B, L), laid out by `Janus4oProcessor`, ending in boi.
+            input_ids: (B, L), laid out by `Janus4oProcessor`, ending in boi; packed, the prompts back to back (1, L).
             attention_mask: (B, L), 0 on left padding.
             source_pixel_values: (N, 3, H, W) in [-1, 1].
             source_codes: (N, P), see [`embed_prompt`].
-            target_codes: (B, P), the codes to predict.
-            num_items_in_batch: divide the summed loss by this instead of by B * P (gradient accumulation).
+            dropped_source_codes: bool (N, P), see [`embed_prompt`].
+            target_codes: (S, P), the codes to predict; `-100` is not trained.
+            target_pixel_values: (S, 3, H, W) in [-1, 1], encoded when there are no `target_codes`.
+            prompt_lengths: (S,), tokens of each prompt of a packed row: its samples do not see each other.
+            labels: (S, P), `-100` where a target code is not trained; any other value is not looked at.
+            num_items_in_batch: divide the summed loss by this instead of by S * P (gradient accumulation).
 
         The other arguments are the parent's, for text; `generate` reads them off this signature.
 
         Returns:
             [`Janus4oOutput`]; the parent's output for text.
         """
+        if target_codes is None and target_pixel_values is not None:
+            target_codes = self.encode_image(target_pixel_values)
         if any(given is not None for given in (target_codes, source_pixel_values, source_codes)):
-            return self._predict_codes(
-                input_ids, attention_mask, source_pixel_values, source_codes, target_codes, num_items_in_batch
+            self._check_target_codes(target_codes, len(input_ids if prompt_lengths is None else prompt_lengths))
+            embeds_BLD = self.embed_prompt(input_ids, source_pixel_values, source_codes, dropped_source_codes)
+            if prompt_lengths is None:
+                hidden_SPD = self._hidden_of_batch(embeds_BLD, attention_mask, target_codes)
+            else:
+                hidden_SPD = self._hidden_of_packed_row(embeds_BLD, prompt_lengths, target_codes)
+            logits_SPV = self.model.generation_head(hidden_SPD)  # the vocabulary head is not used
+            if target_codes is None:
+                return Janus4oOutput(logits=logits_SPV)
+            if labels is not None:
+                target_codes = target_codes.masked_fill(labels == IGNORED_CODE, IGNORED_CODE)
+            losses_SP = image_token_losses(logits_SPV, target_codes)
+            return Janus4oOutput(
+                loss=image_token_loss(losses_SP, target_codes, num_items_in_batch),
+                logits=logits_SPV,
+                target_codes=target_codes,
+                token_losses=losses_SP.detach(),
             )
         if num_items_in_batch is not None:
             kwargs["num_items_in_batch"] = num_items_in_batch
@@ -265,28 +320,25 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
             **kwargs,
         )
 
-    def _predict_codes(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        source_pixel_values: Tensor | None,
-        source_codes: Tensor | None,
-        target_codes: Tensor | None,
-        num_items_in_batch: Tensor | int | None,
-    ) -> Janus4oOutput:
-        """Prompt and target codes in one pass; the vocabulary head is not used."""
-        embeds_BLD = self.embed_prompt(input_ids, source_pixel_values, source_codes)
+    def _check_target_codes(self, target_codes: Tensor | None, num_samples: int) -> None:
+        if target_codes is None:
+            return
+        if target_codes.dim() != 2 or len(target_codes) != num_samples:
+            raise ValueError(
+                f"target_codes has shape {tuple(target_codes.shape)}, expected {num_samples} rows of codes."
+            )
+        self._check_codes(target_codes, "target_codes", is_ignored_allowed=True)
+
+    def _hidden_of_batch(
+        self, embeds_BLD: Tensor, attention_mask: Tensor | None, target_codes: Tensor | None
+    ) -> Tensor:
+        """The hidden states that predict the codes: (B, P, D), or (B, 1, D) without a target."""
         if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
+            attention_mask = embeds_BLD.new_ones(embeds_BLD.shape[:2], dtype=torch.long)
         num_predicted = 1
         if target_codes is not None:
-            if target_codes.dim() != 2 or len(target_codes) != len(input_ids):
-                raise ValueError(
-                    f"target_codes has shape {tuple(target_codes.shape)}, expected {len(input_ids)} rows of codes."
-                )
-            self._check_codes(target_codes, "target_codes")
             num_predicted = target_codes.shape[1]
-            known_BPD = self.embed_codes(target_codes[:, :-1]).to(embeds_BLD.dtype)
+            known_BPD = self.embed_codes(target_codes[:, :-1].clamp(min=0)).to(embeds_BLD.dtype)
             embeds_BLD = torch.cat([embeds_BLD, known_BPD], dim=1)  # (B, L + P - 1, D)
             attention_mask = F.pad(attention_mask, (0, num_predicted - 1), value=1)
         hidden_BLD = self.model.language_model(
@@ -295,9 +347,30 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
             position_ids=positions_of(attention_mask),
             use_cache=False,
         ).last_hidden_state
-        logits_BPV = self.model.generation_head(hidden_BLD[:, -num_predicted:])
-        loss = None if target_codes is None else image_token_loss(logits_BPV, target_codes, num_items_in_batch)
-        return Janus4oOutput(loss=loss, logits=logits_BPV)
+        return hidden_BLD[:, -num_predicted:]
+
+    def _hidden_of_packed_row(self, embeds_1LD: Tensor, prompt_lengths: Tensor, target_codes: Tensor | None) -> Tensor:
+        """As [`_hidden_of_batch`], for prompts back to back: (S, P, D).
+
+        Without `attention_mask` and cache, every attention implementation keeps the samples apart: FlashAttention and
+        `"janus4o_packed"` by their borders, the others by the positions, which begin again with each sample.
+        """
+        lengths = prompt_lengths.tolist()
+        if target_codes is None or len(embeds_1LD) != 1 or sum(lengths) != embeds_1LD.shape[1]:
+            raise ValueError(
+                f"A packed row is (1, L) ids with L the sum of prompt_lengths, and target_codes; got {sum(lengths)} "
+                f"tokens for embeddings of shape {tuple(embeds_1LD.shape)}."
+            )
+        row = PackedRow(lengths, target_codes.shape[1])
+        known_SPD = self.embed_codes(target_codes[:, :-1].clamp(min=0)).to(embeds_1LD.dtype)
+        hidden_1TD = self.model.language_model(
+            inputs_embeds=row.interleave(embeds_1LD, known_SPD),
+            attention_mask=None,
+            position_ids=row.position_ids(embeds_1LD.device),
+            use_cache=False,
+            **row.attention_kwargs(embeds_1LD.device),
+        ).last_hidden_state
+        return row.predicting(hidden_1TD)
 
 
 @contextmanager
@@ -308,16 +381,28 @@ def full_precision(device: torch.device) -> Iterator[None]:
         yield
 
 
-def image_token_loss(
-    logits_BPV: Tensor, target_codes: Tensor, num_items_in_batch: Tensor | int | None = None
-) -> Tensor:
-    """Cross entropy of all P target codes (paper section 2): the mean, or the sum over `num_items_in_batch`.
+def image_token_losses(logits_SPV: Tensor, target_codes: Tensor) -> Tensor:
+    """Cross entropy (S, P) of each target code, in fp32; 0 where the code is `-100`.
 
     Unlike upstream's script, the first code is trained too: `logits[:, 0]` comes from the position of boi.
     """
-    reduction = "mean" if num_items_in_batch is None else "sum"
-    loss = F.cross_entropy(logits_BPV.flatten(0, 1).float(), target_codes.flatten().long(), reduction=reduction)
-    return loss if num_items_in_batch is None else loss / num_items_in_batch
+    targets_SP = target_codes.long()
+    losses = F.cross_entropy(
+        logits_SPV.flatten(0, 1).float(), targets_SP.flatten(), reduction="none", ignore_index=IGNORED_CODE
+    )
+    return losses.view_as(targets_SP)
+
+
+def image_token_loss(
+    losses_SP: Tensor, target_codes: Tensor, num_items_in_batch: Tensor | int | None = None
+) -> Tensor:
+    """The loss of the paper (section 2): the mean over the trained codes, or the sum over `num_items_in_batch`.
+
+    Codes of `-100` do not count; if there is nothing else, the loss is 0.
+    """
+    if num_items_in_batch is None:
+        num_items_in_batch = (target_codes != IGNORED_CODE).sum()
+    return losses_SP.sum() / torch.as_tensor(num_items_in_batch, device=losses_SP.device).clamp(min=1)
 
 
 __all__ = ["Janus4oForImageGeneration"]

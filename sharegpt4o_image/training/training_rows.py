@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A `datasets.Dataset` -> samples for the collator: pictures decoded late, so that a broken one costs one sample."""
+
+import hashlib
+import io
+from typing import Any, NamedTuple
+
+import pyarrow.compute as pc
+import torch.utils.data
+from datasets import Dataset, Image, List
+from PIL import Image as PILImage
+
+from sharegpt4o_image.errors import UserError
+from sharegpt4o_image.janus4o.processing_janus4o import read_picture
+
+_PICTURES = ("input_image", "output_image")
+
+
+class SampleKey(NamedTuple):
+    """Which sample of which epoch; what a sampler yields, so that worker processes need no state.
+
+    Args:
+        epoch: from 0.
+        row: its number; `None` for a blank that fills a process's batch up and that no loss counts.
+        repetition: how often the row came before in this epoch.
+    """
+
+    epoch: int
+    row: int | None
+    repetition: int = 0
+
+
+class TrainingRows(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows by [`SampleKey`] (or by number, as of epoch 0), for [`DataCollatorForImageGeneration`].
+
+    A row whose pictures cannot be read, or are not those that were encoded, comes as `is_blank`, with the reason in
+    `skipped`.
+
+    Args:
+        rows: with `input_prompt` and `target_codes` or `output_image`; edits with `input_image` (a list of pictures).
+            `id`, `source_codes` and `source_sha256` (a list) are used where they are there.
+    """
+
+    def __init__(self, rows: Dataset):
+        check_columns(rows)
+        self._rows = without_decoding(rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, key: SampleKey | int) -> dict[str, Any]:
+        key = key if isinstance(key, SampleKey) else SampleKey(0, key)
+        if key.row is None:
+            return {"id": "blank", "epoch": key.epoch, "input_prompt": "", "is_blank": True}
+        row = self._rows[key.row]
+        row_id = str(row.get("id", key.row))
+        row["id"] = f"{row_id}#{key.repetition}" if key.repetition else row_id
+        row["epoch"] = key.epoch
+        try:
+            row |= _read_pictures(row)
+        except (ValueError, OSError, SyntaxError, PILImage.DecompressionBombError) as error:
+            row |= {"is_blank": True, "skipped": " ".join(str(error).split())}
+        return row
+
+
+def check_columns(rows: Dataset) -> None:
+    """Say which columns are missing, if any."""
+    columns = set(rows.column_names)
+    if "input_prompt" not in columns or not columns & {"target_codes", "output_image"}:
+        raise UserError(
+            f"The training rows have the columns {', '.join(sorted(columns))}; needed are input_prompt and either "
+            "output_image or target_codes, and input_image for edits. `sharegpt4o-image pack` writes such a data set."
+        )
+
+
+def without_decoding(rows: Dataset) -> Dataset:
+    """The rows with pictures as `{"bytes", "path"}`: reading a row cannot fail on a broken picture."""
+    for name in set(_PICTURES) & set(rows.column_names):
+        feature = rows.features[name]
+        if isinstance(feature, Image):
+            rows = rows.cast_column(name, Image(decode=False))
+        elif isinstance(feature, List) and isinstance(feature.feature, Image):
+            rows = rows.cast_column(name, List(Image(decode=False)))
+    return rows
+
+
+def number_of_sources(rows: Dataset) -> list[int]:
+    """How many sources each row has, without reading pictures: 0 for text to image."""
+    if "input_image" not in rows.column_names:
+        return [0] * len(rows)
+    column = rows.with_format("arrow")[:]["input_image"] if rows._indices is not None else rows.data["input_image"]
+    return [length or 0 for length in pc.list_value_length(column).to_pylist()]
+
+
+def _read_pictures(row: dict[str, Any]) -> dict[str, Any]:
+    """The row's pictures decoded; the target only if it has no codes."""
+    sources = row.get("input_image") or []
+    if (task := row.get("task")) is not None and (task == "text_to_image") != (not sources):
+        raise ValueError(f"a {task} row with {len(sources)} input images")
+    codes = row.get("source_codes")
+    if codes is not None and len(codes) != len(sources):
+        raise ValueError(f"{len(codes)} blocks of source codes for {len(sources)} input images")
+    expected = row.get("source_sha256") or [None] * len(sources)
+    read: dict[str, Any] = {
+        "input_image": [_picture(one, sha256) for one, sha256 in zip(sources, expected, strict=True)]
+    }
+    if row.get("target_codes") is None:
+        if row.get("output_image") is None:
+            raise ValueError("there is no output image")
+        read["output_image"] = _picture(row["output_image"])
+    return read
+
+
+def _picture(stored: Any, sha256: str | None = None) -> PILImage.Image:
+    if isinstance(stored, PILImage.Image):
+        return read_picture(stored)
+    if stored["bytes"] is None:
+        return read_picture(stored["path"])
+    if sha256 is not None and hashlib.sha256(stored["bytes"]).hexdigest() != sha256:
+        raise ValueError("an input image is not the one that was encoded; run `sharegpt4o-image encode` again")
+    return read_picture(PILImage.open(io.BytesIO(stored["bytes"])))
