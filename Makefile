@@ -31,7 +31,7 @@ quality: $(INSTALLED)
 	$(PYTHON) -m mypy
 
 bench: $(INSTALLED)
-	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(PYTHON) $$script; done
+	set -e; for script in $(filter-out benchmarks/recipes.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(PYTHON) $$script; done
 
 tiny-checkpoints: $(INSTALLED)
 	$(PYTHON) -m sharegpt4o_image.training.tiny_checkpoints --work-dir runs/tiny

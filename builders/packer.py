@@ -303,7 +303,8 @@ _OWN_FILES = re.compile(
     rf"{_CONFIG}(/[a-z][a-z0-9_]*-\d+-of-\d+\.parquet)?"
     rf"|{re.escape(REJECTIONS)}"
     r"|card(/[a-z_]+\.png|/source\.json)?|croissant\.json"
-    rf"|codes(/{_CONFIG}\.(parquet|tmp))?"  # made from the rows by `training.encoding`; void once the rows change
+    # made from the rows by `training.encoding`; void once the rows change
+    rf"|codes(/[0-9a-f]{{16}}(/{_CONFIG}(/[^/]+\.(parquet|tmp))?)?)?"
 )
 
 

@@ -21,6 +21,8 @@ def resolve_checkpoint(name: str) -> str:
     if name in (TINY_JANUS_PRO, TINY_JANUS_4O):
         raise UserError(f"the checkpoint {name} is not in {ASSETS_DIR}; `make tiny-checkpoints` trains it")
     path = Path(name)
+    if (path / "adapter_config.json").is_file():
+        raise UserError(f"{name} is an adapter; merge it first: sharegpt4o-image convert {name} MERGED")
     if (path / "config.json").is_file():
         return name
     is_hub_id = name.count("/") == 1 and not name.startswith((".", "/")) and not path.exists()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sharegpt4o_image import cli_datasets
+from sharegpt4o_image import cli_datasets, cli_training
 from sharegpt4o_image.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ app = typer.Typer(
 
 PAPER_TOPICS, PAPER_EDITS = 45_717, 46_539  # rows of the released data set
 
-_EXTRA_OF = {"trl": "train", "accelerate": "train", "peft": "train", "mlcroissant": "publish"}
+_EXTRA_OF = {"trl": "train", "accelerate": "train", "peft": "train", "torchao": "quantize", "mlcroissant": "publish"}
 
 
 def main() -> None:
@@ -233,13 +233,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="Checkpoint folder or Hub id (owner/name).")],
+    source: Annotated[str, typer.Argument(help="Checkpoint or adapter: a folder or Hub id (owner/name).")],
     target: Annotated[Path, typer.Argument(help="Folder to write.")],
+    base: Annotated[str | None, typer.Option(help="Checkpoint of an adapter; default: the one it names.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn an original Janus checkpoint, or one of transformers' Janus, into a folder that AutoModel loads.
 
-    A Janus-4o folder becomes an original checkpoint again.
+    A Janus-4o folder becomes an original checkpoint again; an adapter (LoRA) is merged into its base.
     """
     import json
     from dataclasses import asdict
@@ -247,7 +248,13 @@ def convert(
     from sharegpt4o_image.builders.converter import convert as convert_checkpoint
     from sharegpt4o_image.builders.converter import local_checkpoint
 
-    conversion = convert_checkpoint(local_checkpoint(source), target)
+    folder = local_checkpoint(source)
+    if (folder / "adapter_config.json").is_file():
+        _merge_adapter(folder, target, base, as_json)
+        return
+    if base is not None:
+        raise UserError(f"--base is for adapters, and {source} has no adapter_config.json; leave it out")
+    conversion = convert_checkpoint(folder, target)
     if as_json:
         print(json.dumps(asdict(conversion)))
         return
@@ -256,75 +263,53 @@ def convert(
         print(f"Left out {len(conversion.dropped)} tensors that nothing uses: {', '.join(conversion.dropped)}")
 
 
+def _merge_adapter(folder: Path, target: Path, base: str | None, as_json: bool) -> None:
+    import json
+    from dataclasses import asdict
+
+    from sharegpt4o_image.training.adapters import merge_adapter
+
+    merge = merge_adapter(folder, target, base)
+    if as_json:
+        print(json.dumps(asdict(merge)))
+    else:
+        print(f"Wrote {target}: the adapter of {merge.num_layers} layers merged into {merge.base}")
+
+
 @app.command()
 def encode(
     dataset: Annotated[Path, typer.Argument(help="Data set folder that `pack` wrote.")] = Path("sharegpt4o-image"),
     model: Model = "tiny-janus-pro",
+    geometry: Annotated[
+        str, typer.Option(help="How pictures become square, as in training: center_crop or pad.")
+    ] = "center_crop",
+    num_processes: Annotated[int, typer.Option(help="Processes, each on its own GPU if any.", min=1)] = 1,
+    batch_size: Annotated[int, typer.Option(help="Pictures a process encodes at once.", min=1)] = 16,
     as_json: AsJson = False,
 ) -> None:
     """Store the image codes of DATASET beside it, so that training need not compute them."""
     import json
-    from functools import partial
-
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
-
-    from sharegpt4o_image.builders.loading import config_names
-    from sharegpt4o_image.checkpoints import load_checkpoint
-    from sharegpt4o_image.training.encoding import encode_dataset
-
-    if not dataset.is_dir():
-        raise UserError(f"{dataset} is no folder; `sharegpt4o-image pack` writes one")
-    names = config_names(str(dataset))
-    loaded, processor = load_checkpoint(model)
-    counts = {}
-    with Progress(console=Console(stderr=True)) as progress:
-
-        def show(bar: TaskID, done: int, total: int) -> None:
-            progress.update(bar, completed=done, total=total)
-
-        for name in names:
-            bar = progress.add_task(f"Encoding {name}", total=None)
-            counts[name] = encode_dataset(dataset, name, loaded, processor, partial(show, bar))
-    if as_json:
-        print(json.dumps(counts))
-        return
-    for name, count in counts.items():
-        print(f"{name}: {f'encoded {count} rows' if count else 'already encoded'}")
-
-
-@app.command()
-def train(
-    dataset: Annotated[Path, typer.Argument(help="Data set folder that `pack` and `encode` wrote.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Checkpoint folder to write.")],
-    model: Model = "tiny-janus-pro",
-    max_steps: Annotated[int, typer.Option(help="Optimizer steps.", min=1)] = 200,
-    batch_size: Annotated[int, typer.Option(help="Samples a step.", min=1)] = 16,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.", min=0)] = 5e-6,
-    seed: Annotated[int, typer.Option(help="Seed of data order and masks.", min=0, max=2**32 - 1)] = 42,
-    as_json: AsJson = False,
-) -> None:
-    """Fine-tune a checkpoint on DATASET and write it to OUTPUT."""
-    import json
+    from dataclasses import asdict
 
     from rich.console import Console
     from rich.progress import Progress
 
-    from sharegpt4o_image.training.run import train as run_training
+    from sharegpt4o_image.training.encode_run import encode_dataset
 
+    if not dataset.is_dir():
+        raise UserError(f"{dataset} is no folder; `sharegpt4o-image pack` writes one")
     with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task("Fine-tuning", total=max_steps)
-        log = run_training(
-            dataset, model, output, on_step=lambda step: progress.update(bar, completed=step), max_steps=max_steps,
-            per_device_train_batch_size=batch_size, learning_rate=learning_rate, seed=seed,
+        bar = progress.add_task("Encoding", total=None)
+        result = encode_dataset(
+            dataset, model, geometry=geometry, num_processes=num_processes, batch_size=batch_size,
+            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )  # fmt: skip
-    if as_json:
-        print(json.dumps(log))
-        return
-    print(
-        f"Trained {log['steps']} steps on {log['rows']} rows in {log['seconds']} s; "
-        f"held-out loss {log['held_out_loss_before']:.3f} -> {log['held_out_loss_after']:.3f}; wrote {output}"
-    )
+    for row in result.skipped:
+        print(f"No codes for {row['id']} of {row['file']}: {row['reason']}", file=sys.stderr)
+    print(json.dumps(asdict(result)) if as_json else result.to_text())
+
+
+app.command(**cli_training.SETTINGS)(cli_training.train)
 
 
 @app.command()

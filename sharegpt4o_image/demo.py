@@ -23,7 +23,7 @@ from rich.progress import Progress, TaskID
 from sharegpt4o_image.builders.packer import pack
 from sharegpt4o_image.builders.row_source import RowPlan
 from sharegpt4o_image.builders.run_source import RunSource
-from sharegpt4o_image.checkpoints import TINY_JANUS_4O, TINY_JANUS_PRO, load_checkpoint
+from sharegpt4o_image.checkpoints import TINY_JANUS_4O, TINY_JANUS_PRO, load_checkpoint, resolve_checkpoint
 from sharegpt4o_image.demo_report import definition_list, loss_curve, page, picture_tag, score_table, sheet_table
 from sharegpt4o_image.evaluation.contact_sheet import contact_sheet
 from sharegpt4o_image.evaluation.scene_benchmark import (
@@ -47,8 +47,10 @@ from sharegpt4o_image.offline_teacher.sampling import (
 from sharegpt4o_image.offline_teacher.scene import Scene
 from sharegpt4o_image.schema import TASKS, ImageFile, Pipeline, Record
 from sharegpt4o_image.synthesis.run import synthesize
-from sharegpt4o_image.training.encoding import encode_dataset
+from sharegpt4o_image.training.encode_run import encode_dataset
 from sharegpt4o_image.training.run import train
+from sharegpt4o_image.training.run_arguments import RunArguments
+from sharegpt4o_image.training.sft_config import Janus4oSFTConfig
 
 DATASET_DIR = Path("sharegpt4o-image")
 DEMO_DIR = Path("demo")
@@ -95,12 +97,11 @@ def run_demo(size: DemoSize, progress: Progress) -> DemoResult:
     `contact_sheet.png`, `scores.json`).
     """
     started = time.monotonic()
-    before, processor = load_checkpoint(TINY_JANUS_PRO)  # first: without it nothing is begun
+    resolve_checkpoint(TINY_JANUS_PRO)  # first: without it nothing is begun
     DEMO_DIR.mkdir(exist_ok=True)
     _make_dataset(size, progress)
-    for task in TASKS:
-        bar = progress.add_task(f"Encoding {task}")
-        encode_dataset(DATASET_DIR, task, before, processor, partial(_show, progress, bar))
+    encoding = progress.add_task("Encoding", total=None)
+    encode_dataset(DATASET_DIR, TINY_JANUS_PRO, on_progress=partial(_show, progress, encoding))
     tuned, log = _tune(size, progress)
     names = {"before": TINY_JANUS_PRO, "after": tuned}
     if size.train_steps:
@@ -156,12 +157,12 @@ def _tune(size: DemoSize, progress: Progress) -> tuple[str, dict[str, Any]]:
     output_dir = DEMO_DIR / "tuned"
     shutil.rmtree(output_dir, ignore_errors=True)
     bar = progress.add_task("Fine-tuning", total=size.train_steps)
-    log = train(
-        DATASET_DIR, TINY_JANUS_PRO, output_dir, on_step=lambda step: progress.update(bar, completed=step),
-        max_steps=size.train_steps, per_device_train_batch_size=_TRAIN_BATCH, learning_rate=_TRAIN_LEARNING_RATE,
-        logging_steps=5,
+    config = Janus4oSFTConfig(
+        str(output_dir), max_steps=size.train_steps, per_device_train_batch_size=_TRAIN_BATCH,
+        learning_rate=_TRAIN_LEARNING_RATE, logging_steps=5, save_strategy="no",
     )  # fmt: skip
-    return str(output_dir), log
+    arguments = RunArguments(dataset=str(DATASET_DIR), model=TINY_JANUS_PRO)
+    return str(output_dir), train(arguments, config, partial(_show, progress, bar)).log
 
 
 def _score(name: str, size: DemoSize, progress: Progress) -> list[ScoredPictures]:

@@ -2,9 +2,12 @@
 """The model verbs as typed: results on stdout; on bad input one sentence with the remedy, exit code 2, no files."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -71,15 +74,46 @@ def test_control_tokens_in_a_prompt_are_text(run):
 
 def test_encode_train_and_generate_follow_each_other(run, packed):
     code, out, _ = run("encode", packed, "--json")
-    assert (code, json.loads(out)) == (0, {"text_to_image": 12, "text_and_image_to_image": 12})
+    encoding = json.loads(out)
+    assert (code, encoding["num_rows"], encoding["num_files_encoded"], encoding["skipped"]) == (0, 24, 2, [])
+    assert Path(encoding["codes_dir"]).parent == packed / "codes"
     assert "already encoded" in run("encode", packed)[1]
     code, out, _ = run("train", packed, "-o", "tuned", "--max-steps", 2, "--batch-size", 4, "--json")
     log = json.loads(out)
     assert (code, log["steps"], log["rows"]) == (0, 2, 22)
     assert run("generate", "a red circle", "-m", "tuned")[0] == 0
+    again = run("train", packed, "-o", "tuned", "--max-steps", 2, "--batch-size", 4)
+    assert again[0] == 0
+    assert "tuned is finished" in again[1]
     code, _, err = run("train", packed, "-o", "tuned")
     assert code == 2
-    assert "tuned is not empty" in err
+    assert "(per_device_train_batch_size was 4, now 16; max_steps was 2, now 200)" in err
+
+
+def test_train_hands_any_other_field_to_the_program(run, packed):
+    run("encode", packed)
+    Path("mine.yaml").write_text(
+        f"dataset: {packed}\nmax_steps: 1\nper_device_train_batch_size: 2\nsave_strategy: 'no'\n"
+    )
+    assert (
+        run("train", "-o", "tuned", "--config", "mine.yaml", "--preset", "paper", "--geometry", "center_crop")[0] == 0
+    )
+    record = json.loads(Path("tuned/run.json").read_text())
+    assert record["arguments"]["dataset"] == str(packed)
+    assert (record["config"]["max_steps"], record["config"]["per_device_train_batch_size"]) == (1, 2)
+    assert (record["config"]["null_dropout"], record["config"]["geometry"]) == (0.0, "center_crop")
+
+
+def test_encode_names_rows_with_broken_pictures_and_goes_on(run, packed, tmp_path):
+    [path] = shutil.copytree(packed, tmp_path / "broken").glob("text_to_image/*.parquet")
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    rows[3]["output_image"]["bytes"] = b"no picture"
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    code, out, err = run("encode", "broken")
+    assert code == 0
+    assert "23 rows have codes, 1 without, which training skips" in out
+    assert f"No codes for {rows[3]['id']} of text_to_image/{path.name}: the output image is no picture" in err
 
 
 def test_evaluate_prints_and_keeps_scores(run):
@@ -113,7 +147,9 @@ BAD_INPUT = {
     "training goes into a file": (["train", "bare", "-o", "broken.png"], "broken.png is not empty"),
     "negative guidance": (["evaluate", "scenes", "--guidance-scale", "-1"], "Invalid value for '--guidance-scale'"),
     "negative learning rate": (["train", "bare", "-o", "t", "--learning-rate", "-1"], "Invalid value for '--learning"),
-    "a data set without data": (["encode", "empty"], "empty holds no data files"),
+    "a data set without data": (["encode", "empty"], "empty is no data set that `sharegpt4o-image pack` wrote"),
+    "no such geometry": (["encode", "bare", "--geometry", "stretch"], "no geometry 'stretch'; choose pad or center_"),
+    "no process": (["encode", "bare", "--num-processes", "0"], "Invalid value for '--num-processes'"),
     "not a folder": (["encode", "owner/name"], "owner/name is no folder"),
     "a port that cannot be": (
         ["synthesize", "-o", "run", "--base-url", "http://localhost:99999/v1"],
@@ -127,6 +163,10 @@ BAD_INPUT = {
     "no such run": (["status", "nowhere"], "nowhere"),
     "nothing to pack": (["pack", "nowhere"], "nowhere"),
     "no such data set": (["encode", "nowhere"], "nowhere"),
+    "no such field": (["train", "bare", "-o", "t", "--null-dropuot", "0"], "did you mean null_dropout?"),
+    "a value that is no number": (["train", "bare", "-o", "t", "--max_steps", "ten"], "invalid int value: 'ten'"),
+    "no data set to train on": (["train", "-o", "tuned"], "no data set is named"),
+    "training another model": (["train", "bare", "-o", "tuned", "-m", "llama"], "describes a 'llama' model"),
     "a data set without README": (["train", "bare", "-o", "tuned"], "README.md"),
     "no such checkpoint to convert": (["convert", "nowhere", "converted"], "nowhere"),
     "unknown option": (["generate", "x", "--speed", "9"], "No such option: --speed"),

@@ -77,14 +77,18 @@ def packed_attention(
     if sample_lengths is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     groups = query.shape[1] // key.shape[1]
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
+    dtype = query.dtype  # in autocast the rotary embedding gives fp32 queries and keys beside half-precision values
+    if torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
+    if query.is_cuda and dtype in (torch.float16, torch.bfloat16):
         from torch.nn.attention.varlen import varlen_attn  # PyTorch 2.10 and later
 
-        query_THK, key_THK, value_THK = (one[0].transpose(0, 1).contiguous() for one in (query, key, value))
+        query_THK, key_THK, value_THK = (one[0].transpose(0, 1).to(dtype).contiguous() for one in (query, key, value))
         attended_THK = varlen_attn(
             query_THK, key_THK, value_THK, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q,
             scale=scaling, window_size=(-1, 0), enable_gqa=groups > 1,
         )  # fmt: skip
+        assert isinstance(attended_THK, Tensor)
         return attended_THK[None], None
     samples = zip(*(one.split(list(sample_lengths), dim=2) for one in (query, key, value)), strict=True)
     attended = [
@@ -94,9 +98,15 @@ def packed_attention(
     return torch.cat(attended, dim=2).transpose(1, 2).contiguous(), None
 
 
-def packed_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """No mask for a row without padding: [`packed_attention`] knows the borders; else that of `"sdpa"`."""
-    return None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+def packed_mask(batch_size: int, q_length: int, kv_length: int, *args: Any, **kwargs: Any) -> Tensor | None:
+    """No mask for a packed row, whose borders [`packed_attention`] knows; else that of `"sdpa"`.
+
+    Where positions begin again, as a packed row's do, transformers does not let a plain causal mask be left out.
+    """
+    is_packed = kwargs.get("attention_mask") is None and not kwargs.get("allow_is_causal_skip", True)
+    if is_packed and q_length == kv_length:
+        return None
+    return sdpa_mask(batch_size, q_length, kv_length, *args, **kwargs)
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

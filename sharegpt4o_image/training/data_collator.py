@@ -6,14 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from sharegpt4o_image.janus4o import Janus4oProcessor
 from sharegpt4o_image.janus4o.modeling_janus4o import IGNORED_CODE
 from sharegpt4o_image.training.conditions import Drawn, Dropout, draw
-
-_BLANK_PICTURE = Image.new("RGB", (64, 64), (127, 127, 127))  # stands for a target that cannot be read
 
 
 @dataclass
@@ -21,14 +18,15 @@ class DataCollatorForImageGeneration:
     """Collates text-to-image and edit rows, mixed in any way.
 
     Reads: `input_prompt`, `input_image` (list of pictures, empty for text to image) and either `target_codes` (P ints,
-    with `source_codes`, a list of P ints for each source) or `output_image`; `id` and `epoch` decide what is dropped.
-    A row that `is_blank` becomes a sample that no loss counts; `skipped` says why a row cannot be used.
+    with `source_codes`, a list of P ints for each source) or `output_image`; `id`, `epoch` and `repetition` decide
+    what is dropped. A row that `is_blank`, or with a picture that cannot be used, becomes a sample that no loss
+    counts; `skipped` says why.
 
     Gives, for S samples: packed, `input_ids` (1, L), the prompts back to back, and `prompt_lengths` (S,); padded,
     `input_ids` and `attention_mask` (S, L), padded on the left. For edits `source_pixel_values` (N, 3, H, W),
     `dropped_source_codes` bool (N, P), and with precomputed codes `source_codes` (N, P). `target_codes` (S, P) or
-    `target_pixel_values` (S, 3, H, W). `labels` (S, P), which only count the trained codes. For the trainer alone:
-    `is_edit` bool (S,), `sample_ids` and `skipped`, a list of strings.
+    `target_pixel_values` (S, 3, H, W). `labels` (S, P), the target codes where they are known. For the trainer alone:
+    `is_edit` bool (S,), `sample_ids` and `skipped`, a list of (id, reason).
 
     What a mask does to a sample (`docs/training.md`):
 
@@ -51,28 +49,26 @@ class DataCollatorForImageGeneration:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate `rows` into one batch."""
-        rows = [_blank(row) if row.get("is_blank") else row for row in rows]
-        sources = [list(row.get("input_image") or []) for row in rows]
+        rows = [self._prepared(row) for row in rows]
         prompts = [
-            self.processor.image_generation_ids(row["input_prompt"], len(images))
-            for row, images in zip(rows, sources, strict=True)
+            self.processor.image_generation_ids(row["input_prompt"], len(row["source_pixel_values"])) for row in rows
         ]
-        drawn = [self._draw(row, len(images), ids) for row, images, ids in zip(rows, sources, prompts, strict=True)]
+        drawn = [self._draw(row, len(ids) - 2) for row, ids in zip(rows, prompts, strict=True)]
         batch = self._lay_out([self._drop(ids, one) for ids, one in zip(prompts, drawn, strict=True)])
-        batch |= self._sources(rows, sources, drawn)
+        batch |= self._sources(rows, drawn)
         batch |= self._targets(rows)
-        batch["is_edit"] = torch.tensor([bool(images) for images in sources])
+        batch["is_edit"] = torch.tensor([len(row["source_pixel_values"]) > 0 for row in rows])
         batch["sample_ids"] = [_id_of(row) for row in rows]
-        batch["skipped"] = [f"{_id_of(row)}: {row['skipped']}" for row in rows if row.get("skipped")]
+        batch["skipped"] = [(_id_of(row), row["skipped"]) for row in rows if row.get("skipped")]
         return batch
 
     # ------------------------------------------------------------------ prompts
 
-    def _draw(self, row: dict[str, Any], num_sources: int, ids: list[int]) -> Drawn:
-        num_codes = self.processor.num_image_tokens
-        return draw(
-            self.dropout, self.seed, int(row.get("epoch", 0)), _id_of(row), num_sources, num_codes, len(ids) - 2
-        )
+    def _draw(self, row: dict[str, Any], num_text_tokens: int) -> Drawn:
+        sample_id = f"{_id_of(row)}#{row['repetition']}" if row.get("repetition") else _id_of(row)
+        num_sources, num_codes = len(row["source_pixel_values"]), self.processor.num_image_tokens
+        epoch = int(row.get("epoch", 0))
+        return draw(self.dropout, self.seed, epoch, sample_id, num_sources, num_codes, num_text_tokens)
 
     def _drop(self, ids: list[int], drawn: Drawn) -> np.ndarray:
         """The ids of one prompt with pads where conditions are dropped; BOS and boi always stay."""
@@ -105,33 +101,57 @@ class DataCollatorForImageGeneration:
 
     # ------------------------------------------------------------------ pictures and codes
 
-    def _sources(self, rows: list[dict[str, Any]], sources: list[list[Any]], drawn: list[Drawn]) -> dict[str, Tensor]:
+    def _prepared(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The row with the pixel values of its pictures; a blank where one of them cannot be used."""
+        if not row.get("is_blank"):
+            try:
+                return row | self._pixels(row)
+            except ValueError as error:
+                row = row | {"is_blank": True, "skipped": str(error)}
+        return row | {"input_prompt": "", "source_pixel_values": []}
+
+    def _pixels(self, row: dict[str, Any]) -> dict[str, Any]:
+        sources = list(row.get("input_image") or [])
+        pixels: dict[str, Any] = {"source_pixel_values": self.processor.source_pixels(sources) if sources else []}
+        if row.get("target_codes") is None:
+            pixels["target_pixel_values"] = self.processor.source_pixels([row["output_image"]])
+        return pixels
+
+    def _sources(self, rows: list[dict[str, Any]], drawn: list[Drawn]) -> dict[str, Tensor]:
         """Pixels and codes of the sources whose prompts still have room for them."""
-        kept = [i for i, one in enumerate(drawn) if sources[i] and not one.is_null]
+        kept = [
+            (row, one.dropped_source_codes)
+            for row, one in zip(rows, drawn, strict=True)
+            if len(row["source_pixel_values"]) and not one.is_null
+        ]
         if not kept:
             return {}
         found = {
-            "source_pixel_values": self.processor.source_pixels([image for i in kept for image in sources[i]]),
-            "dropped_source_codes": torch.from_numpy(np.concatenate([drawn[i].dropped_source_codes for i in kept])),
+            "source_pixel_values": torch.cat([row["source_pixel_values"] for row, _ in kept]),
+            "dropped_source_codes": torch.from_numpy(np.concatenate([dropped for _, dropped in kept])),
         }
-        if all(rows[i].get("source_codes") is not None for i in kept):
-            found["source_codes"] = _codes([codes for i in kept for codes in rows[i]["source_codes"]])
+        if all(row.get("source_codes") is not None for row, _ in kept):
+            found["source_codes"] = _codes([codes for row, _ in kept for codes in row["source_codes"]])
         return found
 
     def _targets(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        num_codes = self.processor.num_image_tokens
-        is_blank = torch.tensor([bool(row.get("is_blank")) for row in rows])
-        labels = torch.zeros((len(rows), num_codes), dtype=torch.long).masked_fill(is_blank[:, None], IGNORED_CODE)
-        if all(row.get("is_blank") or row.get("target_codes") is not None for row in rows):
-            blank = np.full(num_codes, IGNORED_CODE)
-            codes = [blank if row.get("is_blank") else row["target_codes"] for row in rows]
-            return {"labels": labels, "target_codes": _codes(codes)}
-        pictures = [_BLANK_PICTURE if row.get("is_blank") else row["output_image"] for row in rows]
-        return {"labels": labels, "target_pixel_values": self.processor.source_pixels(pictures)}
-
-
-def _blank(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "input_prompt": "", "input_image": [], "target_codes": None, "source_codes": None}
+        num_codes, side = self.processor.num_image_tokens, self.processor.image_processor.size["height"]
+        is_blank = [bool(row.get("is_blank")) for row in rows]
+        has_codes = {"target_pixel_values" not in row for row, blank in zip(rows, is_blank, strict=True) if not blank}
+        if len(has_codes) == 2:
+            raise ValueError("Rows with and without target_codes cannot be in one batch; encode all of them or none.")
+        if has_codes == {False}:
+            labels = torch.zeros((len(rows), num_codes), dtype=torch.long)
+            labels[torch.tensor(is_blank)] = IGNORED_CODE
+            no_pixels = torch.zeros(1, 3, side, side)
+            pixels = [row.get("target_pixel_values", no_pixels) for row in rows]
+            return {"labels": labels, "target_pixel_values": torch.cat(pixels)}
+        codes = [
+            [IGNORED_CODE] * num_codes if blank else row["target_codes"]
+            for row, blank in zip(rows, is_blank, strict=True)
+        ]
+        target_codes = _codes(codes)
+        return {"labels": target_codes, "target_codes": target_codes}
 
 
 def _id_of(row: dict[str, Any]) -> str:

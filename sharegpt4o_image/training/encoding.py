@@ -1,140 +1,152 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures -> VQ codes, once, in fp32 and without gradient, so that training need not encode them each epoch."""
+"""Pictures -> VQ codes, in fp32 and without gradient; and rows joined with the codes that `encode` stored."""
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
-from datasets import Dataset
-from PIL import Image
+from datasets import Dataset, Image, List, concatenate_datasets
+from PIL import Image as PILImage
+from torch import Tensor
 
 from sharegpt4o_image.builders.loading import load_rows
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
+from sharegpt4o_image.training.code_store import (
+    CODES,
+    FORMAT_VERSION,
+    CodeStore,
+    DataFile,
+    Fingerprint,
+    find_data_files,
+    read_metadata,
+)
 
-_FINGERPRINT_KEY = b"sharegpt4o_image.image_tokenizer"
+_ENCODER = ("encoder.", "quant_conv.", "quantize.")  # the parts of the image tokenizer that make codes
+# What the image processor does to a square picture.
+_PREPARATION = (
+    "size", "min_size", "resample", "rescale_factor", "image_mean", "image_std", "do_resize", "do_rescale",
+    "do_normalize",
+)  # fmt: skip
+_ROW_COLUMNS = ["id", "task", "input_prompt", "input_image"]
+_CODE_COLUMNS = ["target_codes", "source_codes", "source_sha256"]
 
 
 def encode_images(
-    model: Janus4oForImageGeneration, processor: Janus4oProcessor, images: Iterable[Image.Image], batch_size: int = 64
-) -> Iterator[np.ndarray]:
-    """The codes of each picture in turn: uint16 `(P,)`."""
-    for chunk in _batched(images, batch_size):
-        pixels_BCHW = processor.source_pixels(list(chunk)).to(model.device)
-        with torch.inference_mode():
-            codes_BP = model.encode_image(pixels_BCHW)
-        yield from codes_BP.cpu().numpy().astype(np.uint16)
-
-
-def _batched(items: Iterable[Image.Image], size: int) -> Iterator[tuple[Image.Image, ...]]:
-    iterator = iter(items)
-    while chunk := tuple(itertools.islice(iterator, size)):
-        yield chunk
-
-
-# ------------------------------------------------------------------ a whole data set
-
-
-def tokenizer_fingerprint(model: Janus4oForImageGeneration) -> str:
-    """A hash of the image tokenizer's weights and of the picture size: codes are valid only with the same one."""
-    digest = hashlib.sha256(str(model.config.vision_config.image_size).encode())
-    for name, tensor in sorted(model.model.vqmodel.state_dict().items()):
-        digest.update(name.encode() + tensor.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def codes_path(dataset_dir: Path, config_name: str) -> Path:
-    """Where the codes of one config of a data set lie."""
-    return dataset_dir / "codes" / f"{config_name}.parquet"
-
-
-def encode_dataset(
-    dataset_dir: Path,
-    config_name: str,
     model: Janus4oForImageGeneration,
     processor: Janus4oProcessor,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> int:
-    """Encode every picture of one config.
+    images: Iterable[PILImage.Image],
+    batch_size: int = 64,
+) -> Iterator[np.ndarray]:
+    """The codes of each picture in turn: uint16 `(P,)`."""
+    pictures = iter(images)
+    while chunk := list(itertools.islice(pictures, batch_size)):
+        yield from encode_pixels(model, [processor.source_pixels(chunk)])
 
-    `on_progress` is called with the number of pictures read so far, and of all.
 
-    Reads: `id`, `input_image`, `output_image` of the packed data set.
-    Writes: `codes/<config>.parquet` with `id`, `target_codes` (P uint16) and `source_codes` (a list of P uint16 for
-    each source), and the tokenizer's fingerprint in the file's metadata. Nothing is done when the file is there and
-    fits.
+def encode_pixels(model: Janus4oForImageGeneration, pixels: Sequence[Tensor]) -> np.ndarray:
+    """Pixel values, some (n, 3, H, W) -> the codes of all, uint16 `(N, P)`."""
+    with torch.inference_mode():
+        codes_NP = model.encode_image(torch.cat(list(pixels)).to(model.device))
+    return codes_NP.cpu().numpy().astype(np.uint16)
 
-    Returns:
-        the number of rows encoded now: 0 when the codes were there.
+
+def tokenizer_fingerprint(model: Janus4oForImageGeneration, processor: Janus4oProcessor) -> Fingerprint:
+    """What the codes of this model and processor depend on; with another one they are other codes.
+
+    The weights count as they are in fp32: the same ones in bf16 on disk are the same, rounded ones are not.
     """
-    path = codes_path(dataset_dir, config_name)
-    fingerprint = tokenizer_fingerprint(model)
-    rows = load_rows(str(dataset_dir), config_name)
-    if path.is_file() and read_fingerprint(path) == fingerprint and _read_ids(path) == rows["id"][:]:
-        return 0
-    lengths = pc.list_value_length(rows.data.column("input_image"))  # without reading the pictures
-    num_sources = [length or 0 for length in lengths.to_pylist()]
-    counter, total = itertools.count(1), len(rows) + sum(num_sources)
-
-    def counted(pictures: Iterable[Image.Image]) -> Iterator[Image.Image]:
-        for picture in pictures:
-            if on_progress is not None:
-                on_progress(next(counter), total)
-            yield picture
-
-    targets = list(encode_images(model, processor, counted(row["output_image"] for row in rows)))
-    pictures = (picture for row in rows if row["input_image"] for picture in row["input_image"])
-    sources = encode_images(model, processor, counted(pictures))
-    columns = {
-        "id": rows["id"][:],
-        "target_codes": targets,
-        "source_codes": [list(itertools.islice(sources, count)) for count in num_sources],
-    }
-    codes = pa.list_(pa.uint16())
-    schema = pa.schema(
-        [("id", pa.string()), ("target_codes", codes), ("source_codes", pa.list_(codes))],
-        metadata={_FINGERPRINT_KEY: fingerprint},
-    )
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    pq.write_table(pa.Table.from_pydict(columns, schema=schema), partial)
-    partial.replace(path)
-    return len(targets)
+    weights = hashlib.sha256()
+    for name, tensor in sorted(model.model.vqmodel.state_dict().items()):
+        if name.startswith(_ENCODER):
+            weights.update(name.encode() + tensor.float().cpu().numpy().tobytes())
+    prepared = processor.image_processor.to_dict()
+    numbers = {name: prepared.get(name) for name in _PREPARATION}
+    described = json.dumps([FORMAT_VERSION, weights.hexdigest(), processor.geometry, numbers], sort_keys=True)
+    digest = hashlib.sha256(described.encode()).hexdigest()
+    return Fingerprint(weights.hexdigest()[:16], processor.geometry, digest[:16])
 
 
-def _read_ids(path: Path) -> list[str]:
-    ids: list[str] = pq.read_table(path, columns=["id"])["id"].to_pylist()
-    return ids
+# ------------------------------------------------------------------ rows with codes
 
 
-def read_fingerprint(path: Path) -> str:
-    """The fingerprint of the image tokenizer that made a codes file."""
-    return (pq.read_schema(path).metadata or {}).get(_FINGERPRINT_KEY, b"").decode()
+def load_training_rows(
+    dataset: str | Path,
+    config_names: Sequence[str],
+    split: str,
+    model: Janus4oForImageGeneration,
+    processor: Janus4oProcessor,
+) -> Dataset:
+    """The rows of a split of the given configurations joined with their codes; target pictures are left out.
 
+    Gives: `id`, `task`, `input_prompt`, `input_image` (list of `{"bytes", "path"}`), `target_codes`, `source_codes`,
+    `source_sha256`. A row without codes is one that has a picture that `encode` could not read.
 
-def load_rows_with_codes(dataset_dir: Path, config_name: str, model: Janus4oForImageGeneration) -> Dataset:
-    """The rows of one config joined with their codes; the target picture itself is left out.
-
-    Gives: `input_prompt`, `input_image`, `target_codes`, `source_codes`.
+    Args:
+        dataset: a folder that `pack` and `encode` wrote.
+        config_names: `text_to_image`, `text_and_image_to_image` or both.
+        split: `train`, or another one that the data set has.
+        model: the model to train; its image tokenizer must have made the codes.
+        processor: the geometry, too, must be the one of the codes.
     """
-    path = codes_path(dataset_dir, config_name)
-    if not path.is_file():
-        raise UserError(f"{path} is missing; run `sharegpt4o-image encode {dataset_dir}` first.")
-    if read_fingerprint(path) != tokenizer_fingerprint(model):
+    folder = Path(dataset)
+    if not folder.is_dir():
         raise UserError(
-            f"{path} was made with another image tokenizer; run `sharegpt4o-image encode {dataset_dir}` again."
+            f"{dataset} is no folder; `sharegpt4o-image pack` writes one, `sharegpt4o-image encode` its codes"
         )
-    rows = load_rows(str(dataset_dir), config_name)
-    codes = pq.read_table(path)
-    if rows["id"][:] != codes["id"].to_pylist():
-        raise UserError(f"{path} belongs to other rows than {dataset_dir}; run `sharegpt4o-image encode` again.")
-    rows = rows.select_columns(["input_prompt", "input_image"])
-    for name in ("target_codes", "source_codes"):
+    store = CodeStore(folder, tokenizer_fingerprint(model, processor))
+    every_file = [file for file in find_data_files(folder) if file.config in config_names]
+    files = [file for file in every_file if file.split == split]
+    if not files:
+        splits = dict.fromkeys(file.split for file in every_file)
+        raise UserError(
+            f"{dataset} has no split {split} to train on, only {' and '.join(splits)}; name one that it has"
+        )
+    command = f"`sharegpt4o-image encode {dataset} -m {model.name_or_path or 'MODEL'} --geometry {processor.geometry}`"
+    _check_codes(folder, store, files, command)
+    parts = []
+    for config in config_names:
+        members = [file for file in files if file.config == config]
+        if members:
+            codes = pa.concat_tables(store.read(file, ["id", *_CODE_COLUMNS]) for file in members)
+            parts.append(_join(folder, config, split, codes, command))
+    return concatenate_datasets(parts)
+
+
+def _check_codes(folder: Path, store: CodeStore, files: list[DataFile], command: str) -> None:
+    """Each data file must have its codes, made with this image tokenizer and geometry."""
+    faults = ((file, store.find_fault(file)) for file in files)
+    file, fault = next(((file, fault) for file, fault in faults if fault), (None, None))
+    if fault is None:
+        return
+    others = [found for path in sorted((folder / CODES).glob("*/*/*.parquet")) if (found := read_metadata(path))]
+    if store.finished_paths():
+        raise UserError(f"the codes in {store.path_of(file)} cannot be used ({fault}); run {command}")
+    if not others:
+        raise UserError(f"{folder} has no codes; run {command}")
+    wanted = store.fingerprint
+    geometries = sorted({str(found["geometry"]) for found in others if found["weights"] == wanted.weights})
+    if geometries and wanted.geometry not in geometries:
+        raise UserError(
+            f"{folder} has codes for the geometry {' and '.join(geometries)}, and {wanted.geometry} is asked for; "
+            f"run {command}, or ask for the geometry of the codes"
+        )
+    raise UserError(
+        f"{folder} has codes that another image tokenizer made, or other settings of the processor; run {command}"
+    )
+
+
+def _join(folder: Path, config: str, split: str, codes: pa.Table, command: str) -> Dataset:
+    """The rows of one configuration beside their codes."""
+    rows = load_rows(str(folder), config, split=split, columns=_ROW_COLUMNS)
+    if rows.data.column("id") != codes["id"]:
+        raise UserError(f"the codes of {config} in {folder} are not in the order of its rows; run {command}")
+    rows = rows.cast_column("input_image", List(Image(decode=False)))
+    for name in _CODE_COLUMNS:
         rows = rows.add_column(name, codes[name].combine_chunks())
     return rows

@@ -1,97 +1,265 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `train` verb: a packed and encoded data set + a checkpoint -> a fine-tuned checkpoint with its log."""
+"""One training run: a packed and encoded data set + a checkpoint -> a fine-tuned checkpoint with its log and card."""
 
 import json
-import tempfile
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from datasets import Dataset, concatenate_datasets
-from transformers import PrinterCallback, TrainerCallback
+import httpx2
+from accelerate.utils import gather_object
+from datasets import Dataset, concatenate_datasets, get_dataset_split_names
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from sharegpt4o_image.builders.loading import config_names
-from sharegpt4o_image.builders.staging import require_empty, staged_folder
-from sharegpt4o_image.checkpoints import load_checkpoint
 from sharegpt4o_image.errors import UserError
-from sharegpt4o_image.janus4o import Janus4oForImageGeneration
-from sharegpt4o_image.training.encoding import load_rows_with_codes
+from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
+from sharegpt4o_image.schema import TASKS
+from sharegpt4o_image.training.adapters import lora_config
+from sharegpt4o_image.training.checkpoints_of_run import last_complete_checkpoint
+from sharegpt4o_image.training.encoding import load_training_rows
+from sharegpt4o_image.training.model_loading import load_model, load_processor
+from sharegpt4o_image.training.row_checks import number_of_sources
+from sharegpt4o_image.training.run_arguments import RunArguments
+from sharegpt4o_image.training.run_record import (
+    LOG_NAME,
+    check_folder,
+    claimed,
+    describe,
+    describe_rows,
+    write_json,
+)
 from sharegpt4o_image.training.sft_config import Janus4oSFTConfig
 from sharegpt4o_image.training.sft_trainer import Janus4oSFTTrainer
 
-LOG_NAME = "training_log.json"
-_HELD_OUT_SHARE = 0.05  # rows kept out of training to measure the held-out loss
-_MIN_ROWS = 20  # of which one is held out
+logger = logging.getLogger(__name__)
+
+VALIDATION = "validation"
+_MIN_ROWS = 20  # of which at least one is held out
 
 
-class _StepReporter(TrainerCallback):
-    """Tells the caller how many optimizer steps are done."""
+@dataclass(frozen=True)
+class TrainingSummary:
+    """How a run ended.
 
-    def __init__(self, on_step: Callable[[int], None]):
+    Args:
+        output_dir: its folder.
+        log: what `training_log.json` holds; empty where the run was interrupted.
+        is_interrupted: whether SIGTERM ended it; the same command goes on.
+        was_finished: whether there was nothing left to do.
+    """
+
+    output_dir: Path
+    log: dict[str, Any]
+    is_interrupted: bool = False
+    was_finished: bool = False
+
+    def to_json(self) -> str:
+        """The log, on one line."""
+        return json.dumps(self.log | {"is_interrupted": self.is_interrupted})
+
+    def to_text(self) -> str:
+        """One line for people."""
+        if self.is_interrupted:
+            return (
+                f"Interrupted; the last step is saved in {self.output_dir}, and the same command goes on from there."
+            )
+        done = f"{self.output_dir} is finished: " if self.was_finished else ""
+        log, held_out = self.log, ""
+        if log["held_out_loss_after"] is not None:
+            held_out = f"; held-out loss {log['held_out_loss_before']:.3f} -> {log['held_out_loss_after']:.3f}"
+        return f"{done}Trained {log['steps']} steps on {log['rows']} rows in {log['seconds']} s{held_out}; " + (
+            "nothing was left to do" if self.was_finished else f"wrote {self.output_dir}"
+        )
+
+
+class _Reporter(TrainerCallback):
+    """Tells the caller how many optimizer steps are done and of how many, and writes log lines to the log."""
+
+    def __init__(self, on_step: Callable[[int, int], None]):
         self._on_step = on_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._on_step(state.global_step)
+        self._on_step(state.global_step, state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            logger.info("step %d of %d: %s", state.global_step, state.max_steps, json.dumps(logs, default=float))
 
 
 def train(
-    dataset_dir: Path,
-    model_dir: str,
-    output_dir: Path,
-    on_step: Callable[[int], None] | None = None,
-    **overrides: Any,
-) -> dict[str, Any]:
-    """Fine-tune a checkpoint on all configs of a data set, mixed by random sampling (paper section 3).
+    arguments: RunArguments, config: Janus4oSFTConfig, on_step: Callable[[int, int], None] = lambda done, total: None
+) -> TrainingSummary:
+    """Fine-tune a checkpoint on both tasks of a data set, mixed by random sampling (paper section 3).
+
+    The same call again goes on from the last complete checkpoint of the folder; with other settings it is refused.
 
     Reads: the packed data set and the codes that `encode` wrote beside it.
-    Writes: a Hub folder in `output_dir`, and `training_log.json` there as the last thing.
+    Writes: the folder `config.output_dir`, as `run_record` describes it. With LoRA, an adapter instead of weights.
 
     Args:
-        dataset_dir: packed data set.
-        model_dir: checkpoint to start from.
-        output_dir: where the fine-tuned checkpoint goes; must not hold anything yet.
-        on_step: called with the number of optimizer steps done.
-        overrides: fields of [`Janus4oSFTConfig`].
-
-    Returns:
-        the log: `train_loss`, held-out loss before and after, and the curve.
+        arguments: what is trained, and on what.
+        config: how.
+        on_step: called with the number of optimizer steps done, and of all.
     """
-    require_empty(output_dir)
-    model, processor = load_checkpoint(model_dir, dtype="float32")
-    rows = _all_rows(dataset_dir, model)
-    if len(rows) < _MIN_ROWS:
-        raise UserError(f"{dataset_dir} has {len(rows)} rows; training holds some out and needs at least {_MIN_ROWS}.")
-    split = rows.train_test_split(test_size=_HELD_OUT_SHARE, seed=overrides.get("seed", 42))
-    callbacks = [_StepReporter(on_step)] if on_step else None
-    with staged_folder(output_dir) as staging, tempfile.TemporaryDirectory() as scratch:
-        config = Janus4oSFTConfig(
-            output_dir=scratch, report_to="none", save_strategy="no", disable_tqdm=True,
-            use_cpu=not torch.cuda.is_available(), **overrides,
-        )  # fmt: skip
-        trainer = Janus4oSFTTrainer(
-            model, config, processor, train_dataset=split["train"], eval_dataset=split["test"], callbacks=callbacks
+    folder = Path(str(config.output_dir))
+    asked = describe(arguments, config)
+    check_folder(folder, asked)
+    if (folder / LOG_NAME).is_file():
+        log = json.loads((folder / LOG_NAME).read_text(encoding="utf-8"))
+        return TrainingSummary(folder, log, was_finished=True)
+    config.distributed_state.wait_for_everyone()  # nothing is written before all have looked
+    try:
+        trainer = _make_trainer(arguments, config, on_step)
+        asked["data"] = describe_rows(trainer.train_dataset, trainer.eval_dataset)
+        with claimed(folder, asked) if trainer.is_world_process_zero() else nullcontext():
+            return _run(trainer, arguments, folder)
+    except BaseException:
+        if config.should_save:
+            with suppress(OSError):
+                folder.rmdir()  # what a run leaves that never began
+        raise
+
+
+@contextmanager
+def _hub_errors() -> Iterator[None]:
+    """What the Hub, or the way to it, refuses becomes one sentence."""
+    try:
+        yield
+    except (HfHubHTTPError, LocalTokenNotFoundError, ConnectionError, httpx2.HTTPError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"the Hub cannot be written to ({reason}); see that `hf auth login` or HF_TOKEN gives write access, then "
+            "run the same command again, or leave push_to_hub out."
+        ) from error
+
+
+# ------------------------------------------------------------------ before the first step
+
+
+def _make_trainer(
+    arguments: RunArguments, config: Janus4oSFTConfig, on_step: Callable[[int, int], None]
+) -> Janus4oSFTTrainer:
+    given: Any = config.model_init_kwargs or {}
+    options: dict[str, Any] = {"dtype": arguments.dtype, **given}
+    if arguments.attn_implementation is not None:
+        options["attn_implementation"] = arguments.attn_implementation
+    config.model_init_kwargs = None
+    model, processor = load_model(arguments.model, options), load_processor(arguments.model, options)
+    processor.geometry = str(config.geometry)
+    with config.main_process_first():
+        rows, held_out = _load_rows(arguments, config.seed, model, processor)
+    adapter = None
+    if arguments.use_peft:
+        adapter = lora_config(
+            arguments.lora_target_modules, arguments.lora_r, arguments.lora_alpha, arguments.lora_dropout
         )
-        trainer.remove_callback(PrinterCallback)  # it prints every log line among the results on stdout
-        before = trainer.evaluate()["eval_loss"]
-        result = trainer.train()
-        after = trainer.evaluate()["eval_loss"]
-        model.save_pretrained(staging)
-        processor.save_pretrained(staging)
-        log = {
-            "rows": len(split["train"]),
-            "steps": result.global_step,
-            "seconds": round(result.metrics["train_runtime"], 1),
-            "train_loss": result.training_loss,
-            "held_out_loss_before": before,
-            "held_out_loss_after": after,
-            "curve": [entry for entry in trainer.state.log_history if "loss" in entry],
-        }
-        (staging / LOG_NAME).write_text(json.dumps(log, indent=1), encoding="utf-8")
-    return log
+    try:
+        with _hub_errors():  # the repository is made now, so that a token that may not write is known
+            trainer = Janus4oSFTTrainer(
+                model, config, processor, train_dataset=rows, eval_dataset=held_out, peft_config=adapter,
+                callbacks=[_Reporter(on_step)],
+            )  # fmt: skip
+    except ValueError as error:
+        raise UserError(" ".join(str(error).split())) from error
+    for printer in (PrinterCallback, ProgressCallback):  # they write among the results on stdout
+        trainer.remove_callback(printer)
+    return trainer
 
 
-def _all_rows(dataset_dir: Path, model: Janus4oForImageGeneration) -> Dataset:
-    """Both tasks in one data set, shuffled by the trainer."""
-    names = config_names(str(dataset_dir))
-    return concatenate_datasets([load_rows_with_codes(dataset_dir, name, model) for name in names])
+def _load_rows(
+    arguments: RunArguments, seed: int, model: Janus4oForImageGeneration, processor: Janus4oProcessor
+) -> tuple[Dataset, Dataset | None]:
+    """The rows of both tasks to train on, and the ones held out."""
+    dataset = _local_dataset(str(arguments.dataset))
+    names = [name for name in config_names(str(dataset)) if name in TASKS]
+    rows = load_training_rows(dataset, names, arguments.train_split, model, processor)
+    splits = {split for name in names for split in get_dataset_split_names(str(dataset), name)}
+    eval_split = arguments.eval_split or (VALIDATION if VALIDATION in splits else None)
+    if eval_split is not None:
+        return rows, load_training_rows(dataset, names, eval_split, model, processor)
+    if len(rows) < _MIN_ROWS:
+        raise UserError(f"{dataset} has {len(rows)} rows; training holds some out and needs at least {_MIN_ROWS}.")
+    return hold_out(rows, arguments.held_out_share, seed)
+
+
+def _local_dataset(name: str) -> Path:
+    """The folder, or the repository of that name, downloaded into the Hub's cache."""
+    if Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/")):
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, repo_type="dataset"))
+    except (OSError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"There is no folder {name}, and the Hub gives no such data set ({reason})") from error
+
+
+def hold_out(rows: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset | None]:
+    """Set a share of each task's rows aside, at least one; none where the share is 0 or a task has a single row."""
+    if share == 0:
+        return rows, None
+    kept, held_out = [], []
+    num_sources = number_of_sources(rows)
+    for is_edit in (False, True):
+        numbers = [number for number, count in enumerate(num_sources) if bool(count) == is_edit]
+        if len(numbers) < 2:
+            kept.append(rows.select(numbers))
+            continue
+        split = rows.select(numbers).train_test_split(test_size=share, seed=seed)
+        kept.append(split["train"])
+        held_out.append(split["test"])
+    return concatenate_datasets(kept), concatenate_datasets(held_out)
+
+
+# ------------------------------------------------------------------ from the first step to the log
+
+
+def _run(trainer: Janus4oSFTTrainer, arguments: RunArguments, folder: Path) -> TrainingSummary:
+    rows: Any = trainer.train_dataset
+    held_out: Any = trainer.eval_dataset
+    checkpoint = last_complete_checkpoint(folder)
+    start = 0 if checkpoint is None else int(checkpoint.name.split("-")[-1])
+    trainer.args.eval_on_start = held_out is not None and checkpoint is None
+    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.was_interrupted:
+        return TrainingSummary(folder, {}, is_interrupted=True)
+    history = trainer.state.log_history
+    after = trainer.evaluate()["eval_loss"] if held_out is not None else None
+    log = {
+        "rows": len(rows),
+        "held_out_rows": len(held_out or []),
+        "skipped_rows": {
+            row: reason for part in gather_object([trainer.skipped_rows]) for row, reason in part.items()
+        },
+        "steps": result.global_step,
+        "effective_batch_size": trainer.get_total_train_batch_size(trainer.args),
+        "resumed_from_step": start or None,
+        "seconds": round(result.metrics["train_runtime"], 1),  # since then, and so is the loss
+        "train_loss": result.training_loss if result.global_step > start else None,
+        "held_out_loss_before": next((entry["eval_loss"] for entry in history if "eval_loss" in entry), None),
+        "held_out_loss_after": after,
+        "curve": [entry for entry in history if "loss" in entry],
+    }
+    _write_results(trainer, arguments, folder, log)
+    return TrainingSummary(folder, log)
+
+
+def _write_results(trainer: Janus4oSFTTrainer, arguments: RunArguments, folder: Path, log: dict[str, Any]) -> None:
+    """The Hub folder, its card, the upload if one is asked for, and last the log."""
+    if trainer.is_fsdp_enabled:  # else what `push_to_hub` saves is nothing
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    dataset = str(arguments.dataset)
+    if trainer.args.push_to_hub:
+        with _hub_errors():
+            trainer.push_to_hub(dataset_name=dataset)  # it saves both by itself
+    else:
+        trainer.save_model()
+        trainer.create_model_card(model_name=folder.name, dataset_name=dataset)
+    if trainer.is_world_process_zero():
+        write_json(folder / LOG_NAME, log)
+    trainer.accelerator.wait_for_everyone()

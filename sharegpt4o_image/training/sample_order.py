@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Sampler
 
+from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.training.training_rows import SampleKey
 
 Batch = list[SampleKey]
@@ -26,7 +27,7 @@ def mix_tasks(num_sources: Sequence[int], edit_share: float | None, seed: int) -
     pairs: list[tuple[int, int]] = []
     for rows, count in ((np.flatnonzero(is_edit), num_edits), (np.flatnonzero(~is_edit), len(is_edit) - num_edits)):
         if count and not len(rows):
-            raise ValueError(f"edit_share is {edit_share}, but the rows are all of one task; leave it out.")
+            raise UserError(f"edit_share is {edit_share}, but the rows are all of one task; leave it out.")
         for repetition in range(-(-count // max(1, len(rows)))):
             left = count - repetition * len(rows)
             chosen = rows if left >= len(rows) else rng.permutation(rows)[:left]
@@ -47,7 +48,7 @@ def fill_batches(lengths: Sequence[int], max_tokens: int, pads: bool) -> list[li
     used = longest = 0
     for index, length in enumerate(lengths):
         if length > max_tokens:
-            raise ValueError(
+            raise UserError(
                 f"max_tokens_per_batch is {max_tokens}, but a sample has {length} tokens; allow at least that many."
             )
         longest_now = max(longest, length)
@@ -74,6 +75,7 @@ class SampleOrder(Sampler[Batch]):
             shuffles the batches.
         lengths: tokens of each row, needed for `max_tokens`.
         pads: whether batches are padded, for `max_tokens`.
+        shuffles: without it the samples come as they are in `pairs`, for evaluation.
     """
 
     pairs: list[tuple[int, int]]
@@ -84,6 +86,7 @@ class SampleOrder(Sampler[Batch]):
     max_tokens: int | None = None
     lengths: Sequence[int] | None = None
     pads: bool = False
+    shuffles: bool = True
     epoch: int = 0
 
     def __post_init__(self) -> None:
@@ -102,7 +105,7 @@ class SampleOrder(Sampler[Batch]):
                 place = step * self.num_processes + self.process_index
                 yield self._keys(shuffled[place] if place < len(shuffled) else [])
             return
-        order = rng.permutation(len(self.pairs)).tolist()
+        order = (rng.permutation(len(self.pairs)) if self.shuffles else np.arange(len(self.pairs))).tolist()
         for step in range(len(self)):
             start = (step * self.num_processes + self.process_index) * self.batch_size
             yield self._keys([self.pairs[i] for i in order[start : start + self.batch_size]])

@@ -31,6 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "geometry": "center_crop",  # Janus-Pro: short side 384, then a crop
     },
 }
+MIN_LR_SHARE = 0.15  # train_janus.py: the learning rate ends at this share of its peak
 GRANULARITIES = ("block", "token")
 LAYOUTS = ("packed", "padded")
 _RATES = ("prompt_dropout", "source_code_dropout", "instruction_dropout", "null_dropout")
@@ -48,7 +49,7 @@ class Janus4oSFTConfig(trl.SFTConfig):
     A field that the preset governs is `None` until it is set; after construction it holds the value that is used.
 
     Defaults that differ from the parent: `max_length=None` (a shorter one silently drops edit rows),
-    `remove_unused_columns=False`, `gradient_checkpointing=False`, `ddp_find_unused_parameters=False` (every trained
+    `remove_unused_columns=False`, `activation_checkpointing=False`, `ddp_find_unused_parameters=False` (every trained
     parameter has a gradient in every step), `logging_nan_inf_filter=False` (such a step stops the run), `bf16` where
     a GPU has it, `dataset_kwargs` skips TRL's text preparation, and `learning_rate`, `weight_decay`, `warmup_steps`,
     `lr_scheduler_type` and `lr_scheduler_kwargs` are the published recipe's (paper section 3, `train_janus.py`).
@@ -130,7 +131,9 @@ class Janus4oSFTConfig(trl.SFTConfig):
 
     max_length: int | None = field(default=None, metadata={"help": "Must stay unset: rows are never cut."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator reads the columns itself."})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Trade compute for activation memory."})
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Old name of activation_checkpointing.", "nargs": "?", "const": True}
+    )
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Not needed: every trained parameter has a gradient in every step."}
     )
@@ -143,8 +146,7 @@ class Janus4oSFTConfig(trl.SFTConfig):
     warmup_steps: float = field(default=0.05, metadata={"help": "Warm-up, a share of all steps if below 1."})
     lr_scheduler_type: str = field(default="cosine_with_min_lr", metadata={"help": "Schedule."})
     lr_scheduler_kwargs: dict | str | None = field(
-        default_factory=lambda: {"min_lr_rate": 0.15},  # train_janus.py: floor 15 % of the peak
-        metadata={"help": "Arguments of the schedule."},
+        default=None, metadata={"help": "Arguments of the schedule; cosine_with_min_lr ends at 0.15 of the peak."}
     )
     dataset_kwargs: dict | None = field(
         default_factory=lambda: {"skip_prepare_dataset": True}, metadata={"help": "Passed to TRL."}
@@ -153,9 +155,16 @@ class Janus4oSFTConfig(trl.SFTConfig):
     def __post_init__(self) -> None:
         self._take_preset()
         if self.bf16 is None:
-            self.bf16 = not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            has_bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            self.bf16 = has_bf16 and not self.fp16
+        if self.lr_scheduler_type == "cosine_with_min_lr" and self.lr_scheduler_kwargs is None:
+            self.lr_scheduler_kwargs = {"min_lr_rate": MIN_LR_SHARE}
         super().__post_init__()
         self._check_recipe()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the token: checkpoints hold pickled arguments."""
+        return self.__dict__ | {"hub_token": None}
 
     def _take_preset(self) -> None:
         if self.preset not in PRESETS:

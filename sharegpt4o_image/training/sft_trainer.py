@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Supervised fine-tuning of Janus-4o with TRL: the loss on image codes, through the generation head only."""
 
-import logging
+import tempfile
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,18 +13,39 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import ProcessorMixin, Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from sharegpt4o_image.builders.model_card import render_model_card
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
 from sharegpt4o_image.janus4o.packing_janus4o import PACKED_ATTENTION
+from sharegpt4o_image.training.adapters import check_adapters, check_method, frozen_parts, without_adapters
+from sharegpt4o_image.training.checkpoints_of_run import checkpoint_to_resume, mark_incomplete
 from sharegpt4o_image.training.conditions import Dropout
 from sharegpt4o_image.training.data_collator import DataCollatorForImageGeneration
+from sharegpt4o_image.training.flops import TrainingFlops
+from sharegpt4o_image.training.layer_compilation import compile_layers
+from sharegpt4o_image.training.model_loading import checkpoint_name, load_model, load_processor
+from sharegpt4o_image.training.optimizers import check_optimizer, check_rounding, rounding_optimizer
+from sharegpt4o_image.training.row_checks import checked_rows, number_of_sources, sample_length
+from sharegpt4o_image.training.sample_images import SampleImages
 from sharegpt4o_image.training.sample_order import SampleOrder, mix_tasks
+from sharegpt4o_image.training.sample_watch import SampleWatch
 from sharegpt4o_image.training.sft_config import Janus4oSFTConfig
+from sharegpt4o_image.training.sharding import (
+    check_rows,
+    image_tokenizer_weights,
+    keep_sums_in_full_precision,
+    reshard,
+    unsharded_class,
+)
+from sharegpt4o_image.training.stopping import StopOnSigterm, ignore_sigterm
+from sharegpt4o_image.training.throughput import Throughput
+from sharegpt4o_image.training.trained_card import card_facts
 from sharegpt4o_image.training.training_metrics import CodeMetrics
-from sharegpt4o_image.training.training_rows import TrainingRows, check_columns, number_of_sources, without_decoding
-
-logger = logging.getLogger(__name__)
+from sharegpt4o_image.training.training_rows import TrainingRows
+from sharegpt4o_image.training.weight_average import WeightAverage
 
 
 def freeze_unused(model: Janus4oForImageGeneration, args: Janus4oSFTConfig, has_edits: bool) -> None:
@@ -79,31 +102,182 @@ class Janus4oSFTTrainer(trl.SFTTrainer):
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
         **kwargs: Any,
     ) -> None:
-        name = model if isinstance(model, str) else str(model.config._name_or_path)
+        name = checkpoint_name(model)
         args = args or Janus4oSFTConfig(f"{name.split('/')[-1]}-SFT")
         if not isinstance(args, Janus4oSFTConfig):
-            raise TypeError(f"args is a {type(args).__name__}; give a Janus4oSFTConfig.")
-        train_dataset = _checked_rows(train_dataset, "train_dataset")
+            raise UserError(
+                f"args is a {type(args).__name__}; give a Janus4oSFTConfig, which takes the same arguments and the "
+                "recipe's."
+            )
+        check_method(kwargs.get("peft_config"))
+        check_optimizer(args)
+        options = args.model_init_kwargs or {}
         if isinstance(model, str):
-            model = Janus4oForImageGeneration.from_pretrained(model, **(args.model_init_kwargs or {}))
-            args.model_init_kwargs = None
-        processing_class = processing_class or Janus4oProcessor.from_pretrained(name)
+            model, args.model_init_kwargs = load_model(model, options), None
+        processing_class = processing_class or load_processor(name, options)
         processing_class.geometry = args.geometry
+        base = without_adapters(model)
+        self._checked = partial(checked_rows, config=base.config, processor=processing_class)
+        train_dataset = self._checked(train_dataset, "train_dataset")
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {key: self._checked(rows, f"eval_dataset[{key!r}]") for key, rows in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = self._checked(eval_dataset, "eval_dataset")
         self._num_sources = number_of_sources(train_dataset)
-        freeze_unused(model, args, has_edits=any(self._num_sources))
+        freeze_unused(base, args, has_edits=any(self._num_sources) and args.edit_share != 0)
+        frozen = frozen_parts(base)
         if args.row_layout == "packed" and model.config.text_config._attn_implementation == "sdpa":
-            model.set_attn_implementation({"text_config": PACKED_ATTENTION})
+            base.set_attn_implementation({"text_config": PACKED_ATTENTION})
+        if args.torch_compile:
+            compile_layers(base, args)
         self._code_metrics = {"train": CodeMetrics(), "eval": CodeMetrics()}
-        self.skipped_rows: dict[str, str] = {}
+        self._watch = SampleWatch(args.max_skipped_rows)
+        self._stop_on_sigterm = StopOnSigterm()
+        callbacks = [*(kwargs.pop("callbacks", None) or []), self._watch, self._stop_on_sigterm]
         super().__init__(
             model=model,
             args=args,
             data_collator=data_collator or make_collator(args, processing_class),
             train_dataset=train_dataset,
-            eval_dataset=_checked_eval_rows(eval_dataset),
+            eval_dataset=eval_dataset,
             processing_class=processing_class,
+            callbacks=callbacks,
             **kwargs,
         )
+        self._watch.accelerator = self.accelerator
+        check_adapters(self.model, frozen)
+        if not self.is_deepspeed_enabled:  # which keeps fp32 copies of its own
+            check_rounding(self.model, args)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            zero_stage = self.accelerator.state.deepspeed_plugin.zero_stage if self.is_deepspeed_enabled else 0
+            check_rows(train_dataset, self.has_edits, args.bf16 or args.fp16, zero_stage)
+        self._unrounded = image_tokenizer_weights(self.model) if self.is_deepspeed_enabled else {}
+        self._add_watchers()
+
+    def _add_watchers(self) -> None:
+        args = self.args
+        is_half = args.bf16 or args.fp16
+        dtype = torch.bfloat16 if is_half else self.model.dtype
+        self.throughput = Throughput(TrainingFlops(self.model), args.device, dtype)
+        self.add_callback(self.throughput)
+        self._average = None if args.ema_decay is None else WeightAverage(self)
+        if self._average is not None:
+            self.add_callback(self._average)
+        if args.sample_steps is not None:
+            self.add_callback(SampleImages(self))
+
+    # ------------------------------------------------------------------ beginning, end and checkpoints
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As the parent's; SIGTERM saves a checkpoint and ends it, then `was_interrupted` is true.
+
+        `resume_from_checkpoint=True` takes the last checkpoint that was written to its end. A resumed run goes on as
+        if it had never stopped, bit by bit.
+        """
+        checkpoint = checkpoint_to_resume(self.args.output_dir, resume_from_checkpoint)
+        with self._stop_on_sigterm.listening():
+            return super().train(checkpoint, *args, **kwargs)
+
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether SIGTERM ended the last `train` before its last step."""
+        return self._stop_on_sigterm.was_interrupted
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        """The parent's; refuses a checkpoint that was at another place in the data after as many steps."""
+        epochs, batches = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is None or self.args.ignore_data_skip:
+            return epochs, batches
+        place = epochs + batches / len(self._order)
+        if abs(self.state.epoch - place) > 1e-6:
+            raise UserError(
+                f"{resume_from_checkpoint} was saved after {self.state.epoch:.4g} epochs, but its "
+                f"{self.state.global_step} steps are {place:.4g} epochs of this run. Resume with the rows, the batch "
+                "size, the accumulation and the number of processes that it was saved with."
+            )
+        return epochs, batches
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As the parent's, so that a checkpoint is complete once it has the state of the run, its last file."""
+        with self.throughput.paused():
+            if self.args.should_save:
+                folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+                mark_incomplete(Path(self._get_output_dir(trial), folder))
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As the parent's; the average of the weights is a state, too."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self._average is not None:
+            self._average.save(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if self._average is not None and checkpoint is not None:
+            self._average.restore_from(checkpoint)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """The parent's, the last that each process writes; what follows waits for all of them."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
+    # ------------------------------------------------------------------ the folder that is left
+
+    @property
+    def has_edits(self) -> bool:
+        """Whether any sample that is trained on has a source picture."""
+        return any(self._num_sources) and self.args.edit_share != 0
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As the parent's; the files of the run's own folder appear whole, and without pickled arguments."""
+        target = Path(output_dir or self.args.output_dir)
+        if target != Path(self.args.output_dir) or not self.args.should_save:
+            self._save_unsharded(str(target), state_dict)
+            return
+        with tempfile.TemporaryDirectory(prefix="_saving-", dir=target) as staging:
+            self._save_unsharded(staging, state_dict)
+            for path in sorted(Path(staging).iterdir()):
+                if path.name != TRAINING_ARGS_NAME:
+                    path.replace(target / path.name)
+
+    def _save_unsharded(self, output_dir: str, state_dict: dict[str, Any] | None) -> None:
+        """The parent's `_save`; class and image tokenizer are what they were before FSDP or DeepSpeed had them."""
+        if state_dict is not None:
+            state_dict = {name: self._unrounded.get(name, weight) for name, weight in state_dict.items()}
+        with unsharded_class(self.model):
+            super()._save(output_dir, state_dict)
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """Write `README.md`: recipe, data, losses, and how to use what was trained."""
+        if self.is_world_process_zero():
+            given = [tags] if isinstance(tags, str) else tags or []
+            facts = card_facts(self, model_name, dataset_name, tuple(dict.fromkeys([*self._tag_names, *given])))
+            Path(self.args.output_dir, "README.md").write_text(render_model_card(facts), encoding="utf-8")
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the parent's, which writes nothing under FSDP's sharded state; every process must call it."""
+        is_sharded = self.is_fsdp_enabled and "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
+        if is_sharded and not _internal_call:
+            self._save(output_dir, state_dict=self.accelerator.get_state_dict(self.model))
+        super().save_model(output_dir, _internal_call)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """The parent's; see [`keep_sums_in_full_precision`]."""
+        super().create_accelerator_and_postprocess()
+        if self.is_fsdp_enabled:
+            keep_sums_in_full_precision(self.accelerator.state.fsdp_plugin)
 
     # ------------------------------------------------------------------ batches
 
@@ -120,15 +294,7 @@ class Janus4oSFTTrainer(trl.SFTTrainer):
             lengths=self._sample_lengths() if args.max_tokens_per_batch else None,
             pads=args.row_layout == "padded",
         )
-        return DataLoader(
-            TrainingRows(self.train_dataset),
-            batch_sampler=self._order,
-            collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-        )
+        return self._loader(TrainingRows(self.train_dataset), self._order, self.data_collator)
 
     @property
     def _data_seed(self) -> int:
@@ -136,10 +302,9 @@ class Janus4oSFTTrainer(trl.SFTTrainer):
 
     def _sample_lengths(self) -> list[int]:
         """Tokens of each training row with its target codes, the last one left out."""
-        processor = self.processing_class
-        prompts = self.train_dataset["input_prompt"]
+        prompts = self.train_dataset["input_prompt"][:]
         return [
-            len(processor.image_generation_ids(prompt, count)) + processor.num_image_tokens - 1
+            sample_length(self.processing_class, prompt, count)
             for prompt, count in zip(prompts, self._num_sources, strict=True)
         ]
 
@@ -149,16 +314,50 @@ class Janus4oSFTTrainer(trl.SFTTrainer):
         super()._run_epoch(model=model, epoch=epoch, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Held-out rows with all their conditions, padded: two evaluations measure the same."""
-        chosen = self.eval_dataset[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
-        rows = TrainingRows(self.eval_dataset if chosen is None else chosen)
-        dropping = self.data_collator
-        if isinstance(dropping, DataCollatorForImageGeneration):
-            self.data_collator = replace(dropping, dropout=Dropout(), row_layout="padded")
-        try:
-            return super().get_eval_dataloader(rows)
-        finally:
-            self.data_collator = dropping
+        """Held-out rows with all their conditions, padded: two evaluations measure the same.
+
+        Each row comes on one process only: the parent's loader repeats some to fill the last batch.
+        """
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
+        chosen = self.eval_dataset[chosen] if isinstance(chosen, str) else chosen
+        rows = TrainingRows(self._checked(chosen, "eval_dataset"))
+        order = SampleOrder(
+            [(row, 0) for row in range(len(rows))],
+            seed=0,
+            batch_size=self.args.eval_batch_size,
+            process_index=self.args.process_index,
+            num_processes=self.args.world_size,
+            shuffles=False,
+        )
+        collator = self.data_collator
+        if isinstance(collator, DataCollatorForImageGeneration):
+            collator = replace(collator, dropout=Dropout(), row_layout="padded")
+        return self._loader(rows, order, collator)
+
+    def get_test_dataloader(self, test_dataset: Dataset) -> DataLoader[Any]:
+        """For `predict`: as for evaluation."""
+        return self.get_eval_dataloader(test_dataset)
+
+    def _loader(self, rows: TrainingRows, order: SampleOrder, collator: Any) -> DataLoader[Any]:
+        args = self.args
+        return DataLoader(
+            rows,
+            batch_sampler=order,
+            collate_fn=collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
+            persistent_workers=args.dataloader_persistent_workers and order.shuffles,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            worker_init_fn=ignore_sigterm,
+        )
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        with self.throughput.paused():
+            return super()._evaluate(*args, **kwargs)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Of a training batch; the parent asks once for each, before it goes to the device."""
+        return self.throughput.add(inputs)
 
     # ------------------------------------------------------------------ loss
 
@@ -166,38 +365,65 @@ class Janus4oSFTTrainer(trl.SFTTrainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Cross entropy of the target codes; pictures that come without codes are encoded by the model."""
-        mode = "train" if self.model.training else "eval"
-        self._note_skipped(inputs.pop("skipped", []))
-        self._sample_ids = inputs.pop("sample_ids", [])
-        is_edit = inputs.pop("is_edit")
+        self._watch.note_skipped(inputs.pop("skipped", []))
+        sample_ids, is_edit = inputs.pop("sample_ids", []), inputs.pop("is_edit")
         loss, outputs = Trainer.compute_loss(
             self, model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
-        self._code_metrics[mode].add(outputs, is_edit)
+        if self.model.training:
+            self._watch.note_losses(sample_ids, outputs.token_losses)
+        self._code_metrics["train" if self.model.training else "eval"].add(outputs, is_edit)
         return (loss, outputs) if return_outputs else loss
 
-    def _note_skipped(self, skipped: list[str]) -> None:
-        """Name rows that cannot be used, and stop when there are too many."""
-        for line in skipped:
-            name, reason = line.split(": ", 1)
-            if name not in self.skipped_rows:
-                logger.warning("Skipped the row %s: %s", name, reason)
-            self.skipped_rows[name] = reason
-        if len(self.skipped_rows) > self.args.max_skipped_rows:
-            raise UserError(
-                f"{len(self.skipped_rows)} rows cannot be used, more than max_skipped_rows "
-                f"({self.args.max_skipped_rows}) allows; the last is {line}. `sharegpt4o-image verify` finds all."
-            )
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """The parent's, which no callback is told."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        self._watch.note_gradient_norm(grad_norm)
+        return grad_norm
+
+    @property
+    def skipped_rows(self) -> dict[str, str]:
+        """The rows that this process could not use, and why."""
+        return self._watch.skipped_rows
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """As the parent's, with loss and token accuracy by task and position; blank samples do not count."""
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        reshard(self.model)
+        self._watch.check()
+        report = self._code_metrics["eval"].report(self.accelerator)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in report.items()})
+        return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As the parent's, with loss and token accuracy by task and position."""
-        mode = "train" if self.model.training else "eval"
-        prefix = "eval_" if mode == "eval" else ""
-        report = self._code_metrics[mode].report(self.accelerator)
-        logs |= {prefix + name: value for name, value in report.items()}
+        """As the parent's, with loss and token accuracy by task and position, and the throughput."""
+        if self.model.training:
+            report = self._code_metrics["train"].report(self.accelerator)
+            logs |= {name: value for name, value in report.items() if name != "loss"}  # the parent's own
+            logs |= self.throughput.report(self.accelerator)
         super().log(logs, start_time)
 
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        """The parent's without `torch.compile`, which [`compile_layers`] has done."""
+        built: dict[str, Any] = super()._build_accelerator_args(**kwargs)
+        built.pop("dynamo_plugin", None)
+        return built
+
     # ------------------------------------------------------------------ optimizer
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: Janus4oSFTConfig, model: Any = None) -> tuple[Any, Any]:
+        """As the parent's; with stochastic rounding where it is asked for."""
+        if args.optim_bf16_stochastic_rounding:
+            return rounding_optimizer(args, model)
+        return trl.SFTTrainer.get_optimizer_cls_and_kwargs(args, model)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Weight decay for matrices only (upstream defect T8), unless the recipe decays norms and embeddings."""
@@ -218,19 +444,3 @@ def make_collator(args: Janus4oSFTConfig, processor: ProcessorMixin) -> DataColl
         null=args.null_dropout,
     )
     return DataCollatorForImageGeneration(processor, dropout, args.seed, args.row_layout)
-
-
-def _checked_rows(rows: Any, name: str) -> Dataset:
-    if not isinstance(rows, Dataset):
-        raise UserError(
-            f"{name} is a {type(rows).__name__}; give a datasets.Dataset: rows are drawn by number, so that a run can "
-            "be resumed exactly."
-        )
-    check_columns(rows)
-    return without_decoding(rows)
-
-
-def _checked_eval_rows(rows: Any) -> Any:
-    if isinstance(rows, dict):
-        return {name: _checked_rows(part, f"eval_dataset[{name!r}]") for name, part in rows.items()}
-    return None if rows is None else _checked_rows(rows, "eval_dataset")

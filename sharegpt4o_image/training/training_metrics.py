@@ -30,15 +30,16 @@ class CodeMetrics:
         counted_SP = targets_SP != IGNORED_CODE
         right_SP = (output.logits.argmax(-1) == targets_SP) & counted_SP
         stacked = torch.stack([output.token_losses, right_SP, counted_SP], dim=-1).double()  # (S, P, 3)
-        bands = stacked.tensor_split(NUM_BANDS, dim=1)
-        by_band = torch.stack([band.sum(1) for band in bands], dim=1)  # (S, bands, 3)
-        sums = torch.stack([by_band[~is_edit].sum(0), by_band[is_edit].sum(0)])
+        by_band = torch.stack([band.sum(1) for band in stacked.tensor_split(NUM_BANDS, dim=1)])  # (bands, S, 3)
+        of_task = torch.stack([~is_edit, is_edit])  # (tasks, S)
+        # Chosen, not multiplied: a loss that is not finite must not spoil the other task's sum.
+        sums = torch.where(of_task[:, None, :, None], by_band, 0.0).sum(2)  # (tasks, bands, 3)
         self._sums = sums if self._sums is None else self._sums + sums
 
     def report(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over all processes since the last report, and start anew; every process must call it.
 
-        Keys: `token_accuracy`, `loss_<task>`, `token_accuracy_<task>`, and `loss_quarter_<n>`,
+        Keys: `loss`, `token_accuracy`, `loss_<task>`, `token_accuracy_<task>`, and `loss_quarter_<n>`,
         `token_accuracy_quarter_<n>` with n from 1; what was not seen is left out.
         """
         sums = torch.zeros(len(TASKS), NUM_BANDS, _SUMS, dtype=torch.double, device=accelerator.device)
@@ -46,15 +47,11 @@ class CodeMetrics:
             sums += self._sums
         self._sums = None
         sums = accelerator.reduce(sums, reduction="sum").cpu()
-        report = {"token_accuracy": _means(sums.sum((0, 1)))[1]} if sums[..., 2].sum() else {}
-        parts = {task: sums[i].sum(0) for i, task in enumerate(TASKS)}
-        parts |= {f"quarter_{band + 1}": sums[:, band].sum(0) for band in range(NUM_BANDS)}
-        for name, part in parts.items():
-            if part[2]:
-                report[f"loss_{name}"], report[f"token_accuracy_{name}"] = _means(part)
+        parts = {"": sums.sum((0, 1))}
+        parts |= {f"_{task}": sums[i].sum(0) for i, task in enumerate(TASKS)}
+        parts |= {f"_quarter_{band + 1}": sums[:, band].sum(0) for band in range(NUM_BANDS)}
+        report = {}
+        for name, (loss, right, count) in ((name, part.tolist()) for name, part in parts.items()):
+            if count:
+                report[f"loss{name}"], report[f"token_accuracy{name}"] = loss / count, right / count
         return report
-
-
-def _means(sums: Tensor) -> tuple[float, float]:
-    loss, right, count = sums.tolist()
-    return loss / count, right / count

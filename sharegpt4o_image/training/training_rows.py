@@ -5,7 +5,6 @@ import hashlib
 import io
 from typing import Any, NamedTuple
 
-import pyarrow.compute as pc
 import torch.utils.data
 from datasets import Dataset, Image, List
 from PIL import Image as PILImage
@@ -14,6 +13,7 @@ from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.janus4o.processing_janus4o import read_picture
 
 _PICTURES = ("input_image", "output_image")
+TEXT_TO_IMAGE = "text_to_image"
 
 
 class SampleKey(NamedTuple):
@@ -33,12 +33,12 @@ class SampleKey(NamedTuple):
 class TrainingRows(torch.utils.data.Dataset[dict[str, Any]]):
     """Rows by [`SampleKey`] (or by number, as of epoch 0), for [`DataCollatorForImageGeneration`].
 
-    A row whose pictures cannot be read, or are not those that were encoded, comes as `is_blank`, with the reason in
-    `skipped`.
+    A row that cannot be used, because its pictures cannot be read or are not those that were encoded, comes as
+    `is_blank`, with the reason in `skipped`.
 
     Args:
         rows: with `input_prompt` and `target_codes` or `output_image`; edits with `input_image` (a list of pictures).
-            `id`, `source_codes` and `source_sha256` (a list) are used where they are there.
+            `id`, `task`, `source_codes` and `source_sha256` (a list) are used where they are there.
     """
 
     def __init__(self, rows: Dataset):
@@ -54,11 +54,11 @@ class TrainingRows(torch.utils.data.Dataset[dict[str, Any]]):
             return {"id": "blank", "epoch": key.epoch, "input_prompt": "", "is_blank": True}
         row = self._rows[key.row]
         row_id = str(row.get("id", key.row))
-        row["id"] = f"{row_id}#{key.repetition}" if key.repetition else row_id
-        row["epoch"] = key.epoch
+        row |= {"id": row_id, "epoch": key.epoch, "repetition": key.repetition}
         try:
+            _check_conditions(row)
             row |= _read_pictures(row)
-        except (ValueError, OSError, SyntaxError, PILImage.DecompressionBombError) as error:
+        except ValueError as error:
             row |= {"is_blank": True, "skipped": " ".join(str(error).split())}
         return row
 
@@ -84,38 +84,40 @@ def without_decoding(rows: Dataset) -> Dataset:
     return rows
 
 
-def number_of_sources(rows: Dataset) -> list[int]:
-    """How many sources each row has, without reading pictures: 0 for text to image."""
-    if "input_image" not in rows.column_names:
-        return [0] * len(rows)
-    column = rows.with_format("arrow")[:]["input_image"] if rows._indices is not None else rows.data["input_image"]
-    return [length or 0 for length in pc.list_value_length(column).to_pylist()]
+def _check_conditions(row: dict[str, Any]) -> None:
+    num_sources, task, codes = len(row.get("input_image") or []), row.get("task"), row.get("source_codes")
+    if row["input_prompt"] is None:
+        raise ValueError("it has no prompt")
+    if task is not None and (task == TEXT_TO_IMAGE) != (num_sources == 0):
+        raise ValueError(f"a {task} row with {num_sources} input images")
+    if codes is not None and len(codes) != num_sources:
+        raise ValueError(f"{len(codes)} blocks of source codes for {num_sources} input images")
 
 
 def _read_pictures(row: dict[str, Any]) -> dict[str, Any]:
-    """The row's pictures decoded; the target only if it has no codes."""
+    """The row's pictures decoded; the target only if the data set has no codes."""
     sources = row.get("input_image") or []
-    if (task := row.get("task")) is not None and (task == "text_to_image") != (not sources):
-        raise ValueError(f"a {task} row with {len(sources)} input images")
-    codes = row.get("source_codes")
-    if codes is not None and len(codes) != len(sources):
-        raise ValueError(f"{len(codes)} blocks of source codes for {len(sources)} input images")
     expected = row.get("source_sha256") or [None] * len(sources)
     read: dict[str, Any] = {
         "input_image": [_picture(one, sha256) for one, sha256 in zip(sources, expected, strict=True)]
     }
-    if row.get("target_codes") is None:
-        if row.get("output_image") is None:
-            raise ValueError("there is no output image")
+    if "target_codes" not in row:
         read["output_image"] = _picture(row["output_image"])
+    elif row["target_codes"] is None:
+        raise ValueError("it has no target codes")
     return read
 
 
 def _picture(stored: Any, sha256: str | None = None) -> PILImage.Image:
+    if stored is None:
+        raise ValueError("a picture is missing")
     if isinstance(stored, PILImage.Image):
         return read_picture(stored)
     if stored["bytes"] is None:
         return read_picture(stored["path"])
     if sha256 is not None and hashlib.sha256(stored["bytes"]).hexdigest() != sha256:
         raise ValueError("an input image is not the one that was encoded; run `sharegpt4o-image encode` again")
-    return read_picture(PILImage.open(io.BytesIO(stored["bytes"])))
+    try:
+        return read_picture(PILImage.open(io.BytesIO(stored["bytes"])))
+    except Exception as error:  # damaged files make Pillow raise almost anything, a TypeError, too
+        raise ValueError(str(error) or type(error).__name__) from error

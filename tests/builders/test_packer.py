@@ -195,8 +195,9 @@ class TestFolder:
 
     def test_codes_of_the_previous_set_go_with_it(self, tmp_path: Path, records: list[Record]) -> None:
         pack(records, tmp_path / "set")
-        (tmp_path / "set" / "codes").mkdir()
-        (tmp_path / "set" / "codes" / "text_to_image.parquet").write_bytes(b"codes of these rows")
+        codes = tmp_path / "set" / "codes" / "0123456789abcdef" / "text_to_image"
+        codes.mkdir(parents=True)
+        (codes / "train-00000-of-00001.parquet").write_bytes(b"codes of these rows")
         pack(records[:3], tmp_path / "set")
         assert not (tmp_path / "set" / "codes").exists()
 

@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trainer trains what it should, and nothing else; the collator's masks are exact."""
+"""The trainer trains what it should and nothing else, is used like any TRL trainer, and refuses what does not fit."""
 
+import logging
 import math
+import random
+import warnings
 
 import pytest
 import torch
-from datasets import concatenate_datasets
+import trl
+from datasets import Dataset, concatenate_datasets
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
-from sharegpt4o_image.training.conditions import Dropout
+from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.training.data_collator import DataCollatorForImageGeneration
 from sharegpt4o_image.training.sft_config import Janus4oSFTConfig
 from sharegpt4o_image.training.sft_trainer import Janus4oSFTTrainer
@@ -20,22 +26,30 @@ def processor():
     return tiny_processor(training_texts(0, 200))
 
 
+def new_model(processor, tie_word_embeddings=True):
+    """The tiny model with two layers of five."""
+    config = tiny_config(processor)
+    config.text_config.num_hidden_layers = 2
+    config.tie_word_embeddings = tie_word_embeddings
+    torch.manual_seed(0)
+    return untrained_model(config).eval()
+
+
 @pytest.fixture
 def model(processor):
-    torch.manual_seed(0)
-    return untrained_model(tiny_config(processor)).eval()
+    return new_model(processor)
 
 
-@pytest.fixture
-def rows(model, processor):
-    """Four edits, then four text-to-image rows."""
-    edits = edit_rows(model, processor, 4, seed=1)
-    return concatenate_datasets([edits, text_to_image_rows(model, processor, 4, seed=2)])
+def mixed_rows(model, processor, num_rows, seed):
+    """Edits, then as many text-to-image rows."""
+    parts = [edit_rows(model, processor, num_rows, seed), text_to_image_rows(model, processor, num_rows, seed + 1)]
+    return concatenate_datasets(parts)
 
 
-def collator(processor, prompt=0.0, codes=0.0, null=0.0):
-    dropout = Dropout(prompt=prompt, source_code=codes, null=null)
-    return DataCollatorForImageGeneration(processor, dropout, row_layout="padded")
+@pytest.fixture(scope="module")
+def rows(processor):
+    made = mixed_rows(new_model(processor), processor, 4, seed=1)
+    return made.add_column("id", [f"row-{i}" for i in range(8)])
 
 
 def config(tmp_path, **overrides):
@@ -43,99 +57,351 @@ def config(tmp_path, **overrides):
     return Janus4oSFTConfig(str(tmp_path), use_cpu=True, disable_tqdm=True, **(defaults | overrides))
 
 
-def test_a_step_changes_every_trainable_parameter_and_no_frozen_one(tmp_path, model, processor, rows):
-    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    arguments = config(tmp_path, learning_rate=1e-2, warmup_steps=0, max_steps=3, per_device_train_batch_size=8)
-    Janus4oSFTTrainer(model, arguments, processor, train_dataset=rows).train()
+def parameters(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+# ------------------------------------------------------------------ what is trained
+
+VQ = "model.vqmodel."
+TOWER = "model.vision_model."
+ALIGNERS = ("model.aligner.", "model.generation_aligner.")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "chosen", "frozen"),
+    [
+        ({}, range(8), (VQ, "lm_head.")),
+        ({"preset": "paper"}, range(8), (VQ, "lm_head.")),
+        ({}, range(4, 8), (VQ, "lm_head.", TOWER, "model.aligner.")),  # text to image alone
+        ({"edit_share": 0.0}, range(8), (VQ, "lm_head.", TOWER, "model.aligner.")),
+        ({}, range(4), (VQ, "lm_head.")),
+        ({"freeze_vision_tower": True}, range(8), (VQ, "lm_head.", TOWER)),
+        ({"freeze_aligners": True}, range(8), (VQ, "lm_head.", *ALIGNERS)),
+    ],
+)
+def test_a_step_changes_every_trainable_parameter_and_no_frozen_one(
+    tmp_path, processor, rows, overrides, chosen, frozen
+):
+    model = new_model(processor, tie_word_embeddings=False)
+    before = parameters(model)
+    options = {"learning_rate": 1e-2, "warmup_steps": 0, "max_steps": 3, "per_device_train_batch_size": 8, **overrides}
+    trainer = Janus4oSFTTrainer(model, config(tmp_path, **options), processor, train_dataset=rows.select(chosen))
+    trainer.train()
     for name, parameter in model.named_parameters():
-        is_frozen = name.startswith("model.vqmodel")
-        assert torch.equal(parameter, before[name]) == is_frozen, name
+        assert torch.equal(parameter, before[name]) == name.startswith(frozen), name
+    in_optimizer = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    trained = {id(p) for name, p in model.named_parameters() if not name.startswith(frozen)}
+    assert in_optimizer == trained
 
 
-def mixed_rows(model, processor, num_rows, seed):
-    parts = [edit_rows(model, processor, num_rows, seed), text_to_image_rows(model, processor, num_rows, seed + 1)]
-    return concatenate_datasets(parts)
+def test_the_tied_vocabulary_head_is_trained_as_the_embeddings(tmp_path, model, processor, rows):
+    trainer = Janus4oSFTTrainer(model, config(tmp_path), processor, train_dataset=rows)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert trainer.model.lm_head.weight.requires_grad
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+def test_what_decays(tmp_path, model, processor, rows, preset):
+    arguments = config(tmp_path, preset=preset, weight_decay=0.1)
+    trainer = Janus4oSFTTrainer(model, arguments, processor, train_dataset=rows)
+    used = [group for group in trainer.create_optimizer().param_groups if group["params"]]
+    groups = {group["weight_decay"]: {id(p) for p in group["params"]} for group in used}
+    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    if preset == "paper":
+        assert groups == {0.1: set(names)}
+        return
+    modules = dict(model.named_modules())
+    linear = (nn.Linear, nn.Conv2d)
+    decaying = {
+        parameter
+        for parameter, name in names.items()
+        if name.endswith(".weight") and isinstance(modules[name.removesuffix(".weight")], linear)
+    }
+    assert groups[0.1] == decaying
+    assert groups[0.0] == set(names) - decaying
+    kept = {names[parameter].split(".")[-2] for parameter in groups[0.0]}
+    assert {"embed_tokens", "generation_embeddings", "input_layernorm", "norm", "position_embedding"} <= kept
 
 
 def test_the_held_out_loss_begins_at_the_entropy_of_the_codes_and_falls(tmp_path, model, processor):
-    seen, held_out = mixed_rows(model, processor, 96, seed=1), mixed_rows(model, processor, 8, seed=3)
-    arguments = config(tmp_path, max_steps=24, per_device_train_batch_size=8, learning_rate=1e-3)
+    seen, held_out = mixed_rows(model, processor, 32, seed=1), mixed_rows(model, processor, 4, seed=3)
+    arguments = config(tmp_path, max_steps=16, learning_rate=2e-3)
     trainer = Janus4oSFTTrainer(model, arguments, processor, train_dataset=seen, eval_dataset=held_out)
     before = trainer.evaluate()["eval_loss"]
     assert before == pytest.approx(math.log(NUM_CODES), abs=0.35)
     assert trainer.evaluate()["eval_loss"] == before  # nothing is dropped at random
     trainer.train()
-    assert trainer.evaluate()["eval_loss"] < before - 0.3
+    assert trainer.evaluate()["eval_loss"] < before - 0.2
 
 
-def test_accumulation_does_not_change_the_loss_scale(tmp_path, model, processor, rows):
-    norms = []
-    for batch, accumulation in ((8, 1), (2, 4)):
-        model.zero_grad(set_to_none=True)
-        arguments = config(
-            tmp_path, max_steps=1, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
-            learning_rate=0.0, logging_steps=1, prompt_dropout=0.0, source_code_dropout=0.0, null_dropout=0.0,
-        )  # fmt: skip
-        trainer = Janus4oSFTTrainer(model, arguments, processor, train_dataset=rows)
-        trainer.train()
-        norms.append(trainer.state.log_history[0]["grad_norm"])
-    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+def test_evaluation_drops_no_condition(tmp_path, model, processor, rows):
+    losses = []
+    for rate in (0.0, 0.5):
+        rates = {
+            "prompt_dropout": rate,
+            "source_code_dropout": rate,
+            "null_dropout": rate,
+            "instruction_dropout": rate,
+        }
+        trainer = Janus4oSFTTrainer(model, config(tmp_path, **rates), processor, train_dataset=rows, eval_dataset=rows)
+        losses.append(trainer.evaluate()["eval_loss"])
+    assert losses[0] == losses[1]
 
 
-def test_loss_is_the_mean_over_all_codes(model, processor, rows):
-    batch = collator(processor)([rows[i] for i in range(4, 8)])
-    with torch.no_grad():
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        out = model(ids, attention_mask=mask, target_codes=batch["target_codes"])
-    by_hand = -out.logits.log_softmax(-1).gather(-1, batch["target_codes"][..., None]).mean()
-    torch.testing.assert_close(out.loss, by_hand)
-    assert out.logits.shape == (4, processor.num_image_tokens, NUM_CODES)
+class Recording(DataCollatorForImageGeneration):
+    """Keeps which sample of which epoch came."""
+
+    def __call__(self, rows):
+        seen.extend((row["epoch"], row["id"]) for row in rows)
+        return super().__call__(rows)
 
 
-def test_collator_lays_out_both_tasks(processor, rows):
-    batch = collator(processor)([rows[0], rows[4]])
-    num_codes = processor.num_image_tokens
-    assert batch["source_pixel_values"].shape == (1, 3, 32, 32)
-    assert batch["source_codes"].shape == batch["target_codes"][:1].shape == (1, num_codes)
-    assert batch["labels"].shape == (2, num_codes)
-    padded = batch["attention_mask"][1] == 0
-    assert padded.any()
-    assert not padded[int(padded.sum()) :].any()
-    assert (batch["input_ids"][1][padded] == processor.tokenizer.pad_token_id).all()
+seen = []
 
 
-def test_null_rows_keep_bos_and_boi_and_no_source(processor, rows):
-    batch = collator(processor, prompt=1.0, null=1.0)([rows[0], rows[4]])
-    tokenizer = processor.tokenizer
-    pad, boi = tokenizer.pad_token_id, tokenizer.convert_tokens_to_ids(processor.image_start_token)
-    assert "source_pixel_values" not in batch
-    for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
-        told = ids[mask.bool()].tolist()
-        assert told == [tokenizer.bos_token_id, *[pad] * (len(told) - 2), boi]
+def test_each_epoch_has_every_row_once_in_an_order_of_its_own(tmp_path, model, processor, rows):
+    seen.clear()
+    arguments = config(tmp_path, max_steps=-1, num_train_epochs=2)
+    trainer = Janus4oSFTTrainer(model, arguments, processor, train_dataset=rows, data_collator=Recording(processor))
+    trainer.train()
+    epochs = [[row for epoch, row in seen if epoch == number] for number in (0, 1)]
+    assert [epoch for epoch, _ in seen] == [0] * 8 + [1] * 8
+    assert set(epochs[0]) == set(epochs[1]) == set(rows["id"])
+    assert epochs[0] != epochs[1]
 
 
-def test_dropped_source_codes_stay_pads(model, processor, rows):
-    batch = collator(processor, codes=1.0)([rows[0]])
-    assert batch["dropped_source_codes"].all()
-    embeds = model.embed_prompt(
-        batch["input_ids"], batch["source_pixel_values"], batch["source_codes"], batch["dropped_source_codes"]
+# ------------------------------------------------------------------ used like any TRL trainer
+
+
+class Recorder(TrainerCallback):
+    """A tracker: keeps what is logged."""
+
+    def __init__(self):
+        self.logs = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.logs.append(dict(logs))
+
+
+def test_several_held_out_sets_metrics_and_the_best_checkpoint(tmp_path, model, processor, rows):
+    recorder = Recorder()
+    arguments = config(
+        tmp_path, max_steps=3, learning_rate=0.02, warmup_steps=0, eval_strategy="steps", eval_steps=1,
+        logging_steps=1, save_strategy="steps", save_steps=1, load_best_model_at_end=True,
+        metric_for_best_model="eval_edits_loss",
+        lr_scheduler_type="constant",
+    )  # fmt: skip
+    held_out = {"edits": rows.select([0, 1, 2]), "drawings": rows.select([4, 5])}
+    trainer = Janus4oSFTTrainer(
+        model, arguments, processor, train_dataset=rows, eval_dataset=held_out, callbacks=[recorder]
     )
-    pad_embedding = model.get_input_embeddings()(torch.tensor(processor.tokenizer.pad_token_id))
-    is_code = model._source_code_positions(batch["input_ids"])
-    assert int(is_code.sum()) == processor.num_image_tokens
-    torch.testing.assert_close(embeds[is_code], pad_embedding.expand(processor.num_image_tokens, -1))
+    trainer.train()
+    losses = [log["eval_edits_loss"] for log in recorder.logs if "eval_edits_loss" in log]
+    assert len(losses) == 3
+    best = tmp_path / f"checkpoint-{losses.index(min(losses)) + 1}"
+    assert trainer.state.best_model_checkpoint == str(best)
+    assert trainer.evaluate()["eval_edits_loss"] == pytest.approx(min(losses), abs=1e-5)  # it was loaded
+
+    edits = next(log for log in recorder.logs if "eval_edits_loss" in log)
+    assert edits["eval_edits_loss"] == pytest.approx(edits["eval_edits_loss_text_and_image_to_image"])
+    assert "eval_edits_token_accuracy_quarter_4" in edits
+    assert "eval_edits_loss_text_to_image" not in edits
+    assert any("eval_drawings_loss_text_to_image" in log for log in recorder.logs)
+    trained = [log for log in recorder.logs if "loss" in log]
+    assert [set(log) for log in trained] == [set(trained[0])] * 3
+    assert {"loss_text_to_image", "token_accuracy", "loss_quarter_1", "grad_norm", "learning_rate"} <= set(trained[0])
 
 
-def test_rates_of_the_masks(processor, rows):
-    dropping = collator(processor, prompt=0.3, codes=0.5, null=0.2)
-    batches = [dropping([rows[0] | {"epoch": i}, rows[4]]) for i in range(600)]
-    kept = [b for b in batches if "dropped_source_codes" in b]
-    assert len(kept) / 600 == pytest.approx(0.8, abs=0.06)
-    assert sum(b["dropped_source_codes"][0, 0].item() for b in kept) / len(kept) == pytest.approx(0.5, abs=0.08)
+def test_the_logged_loss_is_the_weighted_mean_of_its_parts(tmp_path, model, processor, rows):
+    arguments = config(tmp_path, max_steps=1, per_device_train_batch_size=6, logging_steps=1)
+    trainer = Janus4oSFTTrainer(model, arguments, processor, train_dataset=rows.select([0, 1, 4, 5, 6, 7]))
+    trainer.train()
+    log = trainer.state.log_history[0]
+    by_task = (4 * log["loss_text_to_image"] + 2 * log["loss_text_and_image_to_image"]) / 6
+    by_quarter = sum(log[f"loss_quarter_{i}"] for i in range(1, 5)) / 4
+    assert log["loss"] == pytest.approx(by_task) == pytest.approx(by_quarter)
 
 
-def test_a_cut_row_is_refused(tmp_path):
+def test_a_shipped_checkpoint_by_name(tmp_path, rows):
+    trainer = Janus4oSFTTrainer("tiny-janus-pro", config(tmp_path), train_dataset=rows, eval_dataset=rows.select([0]))
+    assert trainer.model.dtype == torch.float32
+    assert trainer.processing_class.geometry == "center_crop"  # the recipe's, and kept with what is saved
+    assert trainer.model.config._name_or_path.endswith("tiny-janus-pro")
+    assert trainer.evaluate(rows.select([4]), metric_key_prefix="other")["other_loss"] > 0
+    assert trainer.predict(rows.select([4, 5, 6])).metrics["test_loss_text_to_image"] > 0
+
+
+def test_the_configuration_is_quiet_and_knows_the_new_name_of_checkpointing(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert config(tmp_path).activation_checkpointing is False
+        assert config(tmp_path, activation_checkpointing=True).gradient_checkpointing is True
+    with pytest.warns(FutureWarning, match="Use `activation_checkpointing` instead"):
+        assert config(tmp_path, gradient_checkpointing=True).activation_checkpointing is True
+
+
+@pytest.mark.parametrize("schedule", ["cosine_with_min_lr", "constant", "linear", "cosine"])
+def test_schedules(tmp_path, model, processor, rows, schedule):
+    arguments = config(tmp_path, max_steps=4, lr_scheduler_type=schedule, logging_steps=1, warmup_steps=0)
+    trainer = Janus4oSFTTrainer(model, arguments, processor, train_dataset=rows)
+    trainer.create_optimizer_and_scheduler(100)
+    for _ in range(100):
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    floor = {"cosine_with_min_lr": 0.15, "constant": 1.0, "linear": 0.0, "cosine": 0.0}[schedule]
+    assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(floor * arguments.learning_rate, abs=1e-12)
+
+
+# ------------------------------------------------------------------ what cannot be used
+
+NOISE = random.Random(0).randbytes(5000)
+
+
+def with_broken_pictures(rows, broken):
+    """The rows with the source pictures of those numbers cut or replaced."""
+    columns = rows.to_dict()
+    for number, damage in broken.items():
+        picture = columns["input_image"][number][0]
+        picture["bytes"] = damage(picture["bytes"])
+    return Dataset.from_dict(columns, features=rows.features)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_rows_with_broken_pictures_are_skipped_named_and_counted(
+    tmp_path, model, processor, rows, num_workers, caplog
+):
+    broken = with_broken_pictures(rows, {0: lambda data: data[: len(data) // 2], 2: lambda data: NOISE})
+    held_out = with_broken_pictures(rows.select([1, 4]), {0: lambda data: b""})
+    arguments = config(
+        tmp_path, num_train_epochs=2, max_steps=-1, per_device_train_batch_size=1, gradient_accumulation_steps=4,
+        per_device_eval_batch_size=1, dataloader_num_workers=num_workers, logging_steps=1,
+    )  # fmt: skip
+    trainer = Janus4oSFTTrainer(model, arguments, processor, train_dataset=broken, eval_dataset=held_out)
+    with caplog.at_level(logging.WARNING, "sharegpt4o_image"):
+        trainer.train()
+        metrics = trainer.evaluate()
+    assert set(trainer.skipped_rows) == {"row-0", "row-1", "row-2"}
+    assert trainer.skipped_rows["row-2"].startswith("cannot identify image file")
+    skipped = [record.getMessage() for record in caplog.records if "Skipped the row" in record.getMessage()]
+    assert len(skipped) == 3  # each once, though each came twice
+    alone = trainer.evaluate(rows.select([4]))
+    assert metrics["eval_loss"] == pytest.approx(alone["eval_loss"])  # a batch of nothing does not count as 0
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    assert losses == pytest.approx([math.log(NUM_CODES)] * len(losses), abs=0.5)
+
+
+def test_too_many_skipped_rows_stop_the_run_and_a_batch_of_nothing_does_not(tmp_path, model, processor, rows):
+    broken = with_broken_pictures(rows, {number: lambda data: NOISE for number in range(4)}).select(range(4))
+    before = parameters(model)
+    arguments = config(tmp_path, max_steps=1, weight_decay=0.0)
+    Janus4oSFTTrainer(model, arguments, processor, train_dataset=broken).train()
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    arguments = config(tmp_path, max_steps=1, max_skipped_rows=3)
+    with pytest.raises(UserError, match=r"4 rows cannot be used, more than max_skipped_rows \(3\) allows: row-"):
+        Janus4oSFTTrainer(model, arguments, processor, train_dataset=broken).train()
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_its_sample(
+    tmp_path, model, processor, rows, accumulation
+):
+    """One code has no embedding: only the sample that has it is spoilt, though it shares a packed row with others."""
+    columns = rows.to_dict()
+    spoilt = 1023
+    columns["target_codes"] = [[code % 1000 for code in codes] for codes in columns["target_codes"]]
+    columns["target_codes"][6][20] = spoilt
+    with torch.no_grad():
+        model.model.generation_embeddings.weight[spoilt] = torch.nan
+    before = parameters(model)
+    arguments = config(
+        tmp_path, max_steps=3, per_device_train_batch_size=8 // accumulation, gradient_accumulation_steps=accumulation,
+        save_strategy="steps", save_steps=1, source_code_dropout=1.0,
+    )  # fmt: skip
+    dataset = Dataset.from_dict(columns, features=rows.features)
+    trainer = Janus4oSFTTrainer(model, arguments, processor, train_dataset=dataset)
+    with pytest.raises(UserError, match=r"^The loss of row-6 is not finite in step 1; the step was not made"):
+        trainer.train()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter, before[name], atol=0, rtol=0, equal_nan=True)
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_gradient_that_is_not_finite_stops_too_and_the_last_checkpoint_is_fine(tmp_path, model, processor, rows):
+    calls = []
+
+    def spoil_the_second(gradient):
+        calls.append(None)
+        return gradient * torch.inf if len(calls) == 2 else gradient
+
+    model.model.generation_head.vision_head.weight.register_hook(spoil_the_second)
+    arguments = config(tmp_path, max_steps=3, per_device_train_batch_size=8, save_strategy="steps", save_steps=1)
+    trainer = Janus4oSFTTrainer(model, arguments, processor, train_dataset=rows)
+    with pytest.raises(UserError, match=r"The gradient of a step on row-.*, row-.* is not finite in step 2"):
+        trainer.train()
+    assert trainer.state.global_step == 1
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+def test_a_cut_row_and_a_rate_above_1_are_refused(tmp_path):
     with pytest.raises(ValueError, match="max_length is 1024"):
         config(tmp_path, max_length=1024)
     with pytest.raises(ValueError, match="null_dropout is 2"):
         config(tmp_path, null_dropout=2)
+
+
+def make(tmp_path, rows, processor, **given):
+    arguments = {"args": config(tmp_path), "processing_class": processor, "train_dataset": rows}
+    return Janus4oSFTTrainer(given.pop("model", None) or new_model(processor), **(arguments | given))
+
+
+def test_arguments_of_another_class_are_refused(tmp_path, rows, processor):
+    text = trl.SFTConfig(str(tmp_path), report_to="none", use_cpu=True, bf16=False, activation_checkpointing=False)
+    with pytest.raises(UserError, match="args is a SFTConfig; give a Janus4oSFTConfig"):
+        make(tmp_path, rows, processor, args=text)
+
+
+def test_models_of_another_architecture_are_refused(tmp_path, rows, processor):
+    tiny = LlamaConfig(
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+    )
+    llama = LlamaForCausalLM(tiny)
+    with pytest.raises(UserError, match="The model is a LlamaForCausalLM; Janus4oSFTTrainer trains a Janus4oFor"):
+        make(tmp_path, rows, processor, model=llama)
+    llama.save_pretrained(tmp_path / "llama")
+    with pytest.raises(UserError, match="describes a 'llama' model; expected 'janus4o'"):
+        make(tmp_path, rows, processor, model=str(tmp_path / "llama"))
+    (tmp_path / "original").mkdir()
+    (tmp_path / "original" / "config.json").write_text('{"model_type": "multi_modality"}')
+    with pytest.raises(UserError, match="checkpoint in the original Janus format; convert it first"):
+        make(tmp_path, rows, processor, model=str(tmp_path / "original"))
+    with pytest.raises(UserError, match="There is no checkpoint"):
+        make(tmp_path, rows, processor, model="nowhere")
+    with pytest.raises(UserError, match="comes from no checkpoint, so its processor is not known"):
+        make(tmp_path, rows, None, model=new_model(processor))
+
+
+def test_rows_that_do_not_fit_are_refused_in_both_sets(tmp_path, rows, processor):
+    for number, given in enumerate(({"train_dataset": rows.select([])}, {"eval_dataset": {"a": rows.select([])}})):
+        name = ("train_dataset", r"eval_dataset\['a'\]")[number]
+        with pytest.raises(UserError, match=f"^{name} has no rows"):
+            make(tmp_path, rows, processor, **given)
+    trainer = make(tmp_path, rows.select(range(4)), processor, args=config(tmp_path, edit_share=0.5))
+    with pytest.raises(UserError, match="the rows are all of one task"):
+        trainer.train()
+    with pytest.raises(UserError, match="eval_dataset has no rows"):
+        trainer.evaluate(rows.select([]))
+
+
+def test_rows_of_the_wrong_task_are_skipped(tmp_path, rows, processor):
+    """A row whose task contradicts its pictures is skipped by name."""
+    wrong = rows.add_column("task", ["text_to_image"] * 8)
+    trainer = make(tmp_path, wrong, processor, args=config(tmp_path, max_steps=1, per_device_train_batch_size=8))
+    trainer.train()
+    assert trainer.skipped_rows == {f"row-{i}": "a text_to_image row with 1 input images" for i in range(4)}

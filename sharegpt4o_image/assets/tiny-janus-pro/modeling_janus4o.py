@@ -323,10 +323,9 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
     def _check_target_codes(self, target_codes: Tensor | None, num_samples: int) -> None:
         if target_codes is None:
             return
-        if target_codes.dim() != 2 or len(target_codes) != num_samples:
-            raise ValueError(
-                f"target_codes has shape {tuple(target_codes.shape)}, expected {num_samples} rows of codes."
-            )
+        expected = (num_samples, self.config.num_image_tokens)
+        if target_codes.shape != expected:
+            raise ValueError(f"target_codes has shape {tuple(target_codes.shape)}, expected {expected}.")
         self._check_codes(target_codes, "target_codes", is_ignored_allowed=True)
 
     def _hidden_of_batch(

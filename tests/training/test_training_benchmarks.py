@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training benchmarks compare the same computation, and the experiment's arms differ in what they say."""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sharegpt4o_image.training.sft_config import Janus4oSFTConfig
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """A module of `benchmarks/` by name."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module
+
+
+@pytest.fixture
+def tiny(benchmark, tmp_path):
+    """Makes arms of the tiny shape, by name."""
+    train, shapes = benchmark("train"), benchmark("training_shapes")
+    shape = shapes.SHAPES["tiny"]
+    processor = shapes.make_processor(shape)
+    rows = shapes.make_rows(shapes.make_model(shape, processor, "cpu"), processor, 4)
+    return lambda *names: {name: train.make_arm(name, shape, processor, rows, str(tmp_path), "cpu") for name in names}
+
+
+# ------------------------------------------------------------------ train.py
+
+
+def test_every_arm_has_our_losses_and_gradients_but_for_the_first_code(benchmark, tiny):
+    train = benchmark("train")
+    found = train.differences(tiny(*train.CPU_ARMS))
+    assert list(found) == train.CPU_ARMS[1:]
+    for name, row in found.items():
+        assert ("gradients" in row) == (name in train.OURS)
+        assert all(value < 1e-5 for value in row.values()), (name, row)
+
+
+def test_arms_that_let_samples_see_each_other_are_told_apart(benchmark, tiny):
+    arms = tiny("ours", "ours, padded")
+    arms["ours, padded"].batches[0]["attention_mask"].fill_(1)  # padding is attended to
+    [row] = benchmark("train").differences(arms).values()
+    assert row["losses"] > 1e-3
+    assert row["gradients"] > 1e-3
+
+
+def test_padding_is_what_the_arms_compute_beyond_the_samples(tiny):
+    packed, one_by_one, padded, upstream = tiny(
+        "ours", "ours, one by one", "ours, padded", "upstream, padded"
+    ).values()
+    needed = packed.computed_tokens
+    assert one_by_one.computed_tokens == needed
+    lengths = [batch["input_ids"].shape[1] + 15 for batch in one_by_one.batches]  # 16 codes, the last not an input
+    assert sum(lengths) == needed
+    assert padded.computed_tokens == 4 * max(lengths)
+    assert upstream.computed_tokens == 4 * (max(lengths) + 1)
+
+
+def test_upstreams_optimizer_shrinks_what_has_no_gradient(benchmark, tiny):
+    [arm] = tiny("upstream, padded").values()
+    arm.optimizer = benchmark("upstream_step").FullPrecisionAdamW(arm.model, learning_rate=0.1)
+    names = ("model.vqmodel.encoder.conv_in.weight", "lm_head.weight")
+    before = {name: arm.model.get_parameter(name).clone() for name in names}
+    arm.update()
+    for name, value in before.items():
+        torch.testing.assert_close(arm.model.get_parameter(name), value * (1 - 0.1 * 0.1))
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_as_on_a_gpu(benchmark, monkeypatch, tmp_path, capsys):
+    path = tmp_path / "train.json"
+    command = f"train --shape tiny --apart --rounds 1 --samples 2 --json {path}"
+    monkeypatch.setattr("sys.argv", command.split())
+    benchmark("train").main()
+    report = json.loads(path.read_text())
+    assert list(report["arms"]) == benchmark("train").GPU_ARMS
+    losses = [arm["loss"] for arm in report["arms"].values()]
+    assert max(losses) - min(losses) < 1e-4
+    assert "ours, compiled" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------ loader.py
+
+
+def test_our_loader_gives_the_pixels_that_pillow_gives(benchmark):
+    loader = benchmark("loader")
+    rows = loader.make_rows(2, 80)
+    loader.check(rows, loader.make_arms(rows))
+    wrong = rows.map(lambda row: {"target_codes": [code + 1 for code in row["target_codes"]]})
+    with pytest.raises(SystemExit, match="nothing was timed"):
+        loader.check(rows, loader.make_arms(wrong))
+
+
+# ------------------------------------------------------------------ recipes.py
+
+
+def test_arms_differ_in_the_named_fields_alone(benchmark):
+    base = Janus4oSFTConfig("x", use_cpu=True, geometry="pad")
+    changed = {
+        "default": set(),
+        "paper": {"preset", "instruction_dropout", "null_dropout", "decay_norms_and_embeddings"},
+        "no-code-dropout": {"source_code_dropout"},
+        "no-null": {"instruction_dropout", "null_dropout"},
+    }
+    arms = benchmark("recipes").ARMS
+    assert set(arms) == set(changed)
+    for name, fields in arms.items():
+        config = Janus4oSFTConfig("x", use_cpu=True, geometry="pad", **fields)
+        differing = {
+            field.name
+            for field in dataclasses.fields(base)
+            if getattr(config, field.name) != getattr(base, field.name)
+        }
+        assert differing - {"logging_dir", "run_name"} == changed[name]
+
+
+def test_preservation_counts_pixels_that_the_edit_leaves_alone(benchmark):
+    recipes = benchmark("recipes")
+    source = torch.full((1, 3, 2, 2), -1.0)
+    target = source.clone()
+    target[:, :, 0, 0] = 1.0  # the edit
+    held_out = recipes.HeldOut([], source, target, torch.zeros(1, 4), torch.zeros(1, 4))
+    assert held_out.preservation(source) == held_out.preservation(target) == {"kept": 1.0, "error": 0.0}
+    drawn = target.clone()
+    drawn[:, 0, 1, 1] = -0.4  # one channel of one of three pixels, by 0.3 of the range from 0 to 1
+    found = held_out.preservation(drawn)
+    assert found["kept"] == pytest.approx(2 / 3)
+    assert found["error"] == pytest.approx(0.3 / 9)
+
+
+def test_a_finished_run_is_not_made_again(benchmark, tmp_path):
+    recipes = benchmark("recipes")
+    result = {"arm": "paper", "seed": 1, "steps": 7}
+    (tmp_path / "paper-1").mkdir()
+    (tmp_path / "paper-1" / "result.json").write_text(json.dumps(result))
+    assert recipes.run(tmp_path, "paper", 1, 7, 1) == result
+    with pytest.raises(SystemExit, match="is of 7 steps, not 8"):
+        recipes.run(tmp_path, "paper", 1, 8, 1)
+
+
+@pytest.mark.slow
+def test_an_experiment_ends_with_a_table(benchmark, monkeypatch, tmp_path, capsys):
+    recipes = benchmark("recipes")
+    monkeypatch.setattr(recipes, "NUM_EDITS", 40)
+    monkeypatch.setattr(recipes, "NUM_TEXT_TO_IMAGE", 8)
+    command = f"recipes --work-dir {tmp_path} --arms default no-null --seeds 0 --steps 2 --limit 1"
+    monkeypatch.setattr("sys.argv", command.split())
+    recipes.main()
+    first = capsys.readouterr().out
+    (tmp_path / "no-null-0" / "result.json").unlink()  # as if it was stopped after training
+    recipes.main()
+    again = json.loads((tmp_path / "recipes.json").read_text())["runs"]
+    assert [(run["arm"], run["steps"]) for run in again] == [("default", 2), ("no-null", 2)]
+    assert "| no-null | 1 |" in first
+    assert set(again[0]["losses"]) == {"cond", "cond_kept", "cond_edited", "null", "part"}
+
+
+# ------------------------------------------------------------------ batches.py
+
+
+def test_waiting_counts_every_device_as_the_longest(benchmark):
+    measure = benchmark("batches").measure
+    lengths = [10, 30]
+    assert measure(lengths, 2, pads=False)["computed"] == 1
+    assert measure(lengths, 2, pads=False)["with_waiting"] == 60 / 40
+    assert measure(lengths, 1, pads=True, batch_size=2)["computed"] == 60 / 40
+    assert measure(lengths, 1, pads=False, budget=40)["with_waiting"] == 1
