@@ -46,11 +46,15 @@ def unsharded_class(model: nn.Module) -> Iterator[None]:
 
 
 def check_rows(rows: Dataset, has_edits: bool, is_half_precision: bool, zero_stage: int) -> None:
-    """Refuse what FSDP and DeepSpeed (`zero_stage`, 0 for FSDP) cannot train, or not rightly."""
-    if zero_stage == 3 and has_edits:  # measured: the processes wait for each other for ever
+    """Refuse what FSDP and DeepSpeed (`zero_stage`, 0 for FSDP) cannot train, or not rightly.
+
+    ZeRO-3 gathers the weights of each module that is called, and a batch with edits calls more of them than one
+    without: the processes wait for each other for ever (measured). And it rounds the image tokenizer while loading.
+    """
+    if zero_stage == 3:
         raise UserError(
-            "DeepSpeed's ZeRO-3 gathers the weights of each module that is called, and a batch with edits calls more "
-            "of them than one without. Train edits with configs/accelerate/fsdp2.yaml or deepspeed_zero2.yaml."
+            "DeepSpeed's ZeRO-3 cannot train this model; configs/accelerate/fsdp2.yaml spreads the weights as well, "
+            "deepspeed_zero2.yaml the gradients and the optimizer state."
         )
     needed = {"target_codes"} | ({"source_codes"} if has_edits else set())
     missing = sorted(needed - set(rows.column_names))

@@ -42,14 +42,13 @@ ACCELERATE_CONFIGS = Path(__file__).parents[2] / "configs" / "accelerate"
 
 
 def write_inputs(folder):
-    """A model and nine rows, four of them edits; the same without codes as `pictures`, without edits as `texts`."""
+    """A model and nine rows, four of them edits; the same rows without codes as `pictures`."""
     save_ours(folder / "model")
     model = Janus4oForImageGeneration.from_pretrained(folder / "model")
     processor = Janus4oProcessor.from_pretrained(folder / "model")
     rows = concatenate_datasets([edit_rows(model, processor, 4, 1), text_to_image_rows(model, processor, 5, 2)])
     rows = rows.add_column("id", [f"row-{i}" for i in range(len(rows))])
     rows.save_to_disk(folder / "rows")
-    rows.select(range(4, 9)).save_to_disk(folder / "texts")
     rng = random.Random(3)
     targets = [{"bytes": _png(render(compose(training_request(rng), rng), 32)), "path": None} for _ in rows]
     pictures = rows.remove_columns(["target_codes", "source_codes"]).add_column("output_image", targets)
@@ -212,6 +211,7 @@ def run(description):
 
 def _result(trainer):
     optimizer = trainer.optimizer.state_dict()
+    optimizer.pop("loss_scaler", None)  # DeepSpeed's, not of plain values
     if trainer.is_fsdp_enabled:
         whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
         optimizer = get_optimizer_state_dict(trainer.model, trainer.optimizer.optimizer, options=whole)

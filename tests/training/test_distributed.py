@@ -128,7 +128,7 @@ def test_the_launcher_understands_the_configuration(path, monkeypatch):
     assert given.use_deepspeed == path.stem.startswith("deepspeed")
     assert given.use_fsdp == (path.stem == "fsdp2")
     if given.use_deepspeed:
-        assert config.deepspeed_config["zero_stage"] == int(path.stem[-1])
+        assert config.deepspeed_config["zero_stage"] == 2
 
 
 def test_fsdp2_shards_each_layer(inputs, monkeypatch):
@@ -177,11 +177,10 @@ def test_rows_without_codes_are_refused_where_the_image_tokenizer_would_be_round
     assert "The rows have no source_codes and no target_codes" in output
 
 
-def test_zero3_is_refused_for_edits(inputs):
+def test_zero3_is_refused(inputs):
     rows = load_from_disk(inputs / "rows")
-    with pytest.raises(UserError, match="ZeRO-3 gathers the weights of each module that is called"):
+    with pytest.raises(UserError, match=r"ZeRO-3 cannot train this model; configs/accelerate/fsdp2.yaml"):
         check_rows(rows, has_edits=True, is_half_precision=True, zero_stage=3)
-    check_rows(rows, has_edits=False, is_half_precision=True, zero_stage=3)
     check_rows(rows, has_edits=True, is_half_precision=True, zero_stage=2)
 
 
@@ -191,14 +190,11 @@ NEEDS_DEEPSPEED = pytest.mark.skipif(not HAS_DEEPSPEED, reason="DeepSpeed is not
 
 @pytest.mark.slow
 @NEEDS_DEEPSPEED
-@pytest.mark.parametrize(("config_name", "rows"), [("deepspeed_zero2", "rows"), ("deepspeed_zero3", "texts")])
-def test_deepspeed_trains_the_weights_of_one_process(inputs, tmp_path, config_name, rows):
-    description = described(inputs, tmp_path / "two", rows=rows, strategy="deepspeed", **SGD)
-    finish(start(launch_command(tmp_path, [description], config_name, use_cpu=False)))
-    run(described(inputs, tmp_path / "one", rows=rows, **SGD | {"per_device_train_batch_size": 4}))
-    one, two = (
-        Janus4oForImageGeneration.from_pretrained(tmp_path / name / "final").state_dict() for name in ("one", "two")
-    )
+def test_deepspeed_trains_the_weights_of_one_process(inputs, tmp_path):
+    description = described(inputs, tmp_path / "two", strategy="deepspeed", **SGD | {"eval_strategy": "epoch"})
+    finish(start(launch_command(tmp_path, [description], "deepspeed_zero2", use_cpu=False)))
+    run(described(inputs, tmp_path / "one", **SGD | {"per_device_train_batch_size": 4}))
+    one, two = (load_file(tmp_path / name / "final" / WEIGHTS) for name in ("one", "two"))
     assert_same_weights(two, one)
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that was killed or stopped goes on as if nothing had happened: the same bits."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -178,17 +179,27 @@ def test_processes_stop_at_the_same_step_whoever_has_the_signal(inputs, tmp_path
     assert len(result_of(tmp_path / "run")["weights"])
 
 
+NEEDS_DEEPSPEED = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "config_name"), [(None, "ddp"), ("fsdp", "fsdp2")])
+@pytest.mark.parametrize(
+    ("strategy", "config_name"),
+    [(None, "ddp"), ("fsdp", "fsdp2"), pytest.param("deepspeed", "deepspeed_zero2", marks=NEEDS_DEEPSPEED)],
+)
 def test_killed_processes_go_on_bit_by_bit(inputs, tmp_path, strategy, config_name):
+    def train(folder, runs, expected):
+        command = launch_command(tmp_path / folder, runs, config_name, use_cpu=strategy != "deepspeed")
+        finish(start(command), expected)
+
     config = ACCUMULATING | {"save_steps": 4}
     for name, kills in (("a", ("training", 10)), ("b", ("saving the generators", 12))):
-        dying = described(inputs, tmp_path / name, strategy=strategy, kills=kills, **config)
-        finish(start(launch_command(tmp_path / f"kill {name}", [dying], config_name)), expected=1)
+        train(f"kill {name}", [described(inputs, tmp_path / name, strategy=strategy, kills=kills, **config)], 1)
         assert last_complete_checkpoint(tmp_path / name).name == "checkpoint-8"
     going_on = [described(inputs, tmp_path / name, strategy=strategy, resumes=True, **config) for name in "ab"]
-    whole = described(inputs, tmp_path / "whole", strategy=strategy, **config)
-    finish(start(launch_command(tmp_path / "go on", [whole, *going_on], config_name)))
+    train("go on", [described(inputs, tmp_path / "whole", strategy=strategy, **config), *going_on], 0)
     for name in "ab":
         for process_index in range(2):
             results = [result_of(tmp_path / folder, process_index) for folder in ("whole", name)]
