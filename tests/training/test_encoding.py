@@ -4,7 +4,6 @@
 import errno
 import hashlib
 import io
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -189,28 +188,28 @@ def test_only_what_is_missing_or_void_is_done_again(encoded, model, processor):
     assert pq.read_table(store.path_of(changed))["id"][0].as_py() == "another"
 
 
-def encode_and_wait(folder, num_rows, is_waiting):
-    """Encode until that many rows are read, say so, and wait for the end."""
+ENCODE_AND_WAIT = """
+import sys, time
+from pathlib import Path
+from sharegpt4o_image.training.encode_run import encode_dataset
 
-    def stop(done, total):
-        if done == num_rows:
-            is_waiting.set()
-            time.sleep(600)
+def stop(done, total):
+    if done == int(sys.argv[3]):
+        print("waiting", flush=True)
+        time.sleep(600)
 
-    encode_dataset(folder, MODEL, batch_size=1, on_progress=stop)
+encode_dataset(Path(sys.argv[1]), sys.argv[2], batch_size=1, on_progress=stop)
+"""
 
 
 def test_sigkill_costs_the_file_that_was_being_encoded(packed, encoded, model, processor):
     files = find_data_files(packed)
     num_rows = [pq.read_metadata(file.path).num_rows for file in files]
-    context = multiprocessing.get_context("fork")
-    is_waiting = context.Event()
-    process = context.Process(target=encode_and_wait, args=(packed, sum(num_rows[:2]) + num_rows[2], is_waiting))
-    process.start()
-    assert is_waiting.wait(60)
-    process.kill()
-    process.join()
-    assert process.exitcode == -9
+    command = [sys.executable, "-c", ENCODE_AND_WAIT, str(packed), MODEL, str(sum(num_rows[:2]) + num_rows[2])]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "waiting\n"
+        process.kill()
+    assert process.returncode == -9
     store = store_of(packed, model, processor)
     done = [file for file in files if store.path_of(file).exists()]
     assert done == files[:2]
@@ -221,14 +220,11 @@ def test_sigkill_costs_the_file_that_was_being_encoded(packed, encoded, model, p
     assert tables(packed) == tables(encoded)
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_do_not_harm_each_other(packed, encoded):
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=encode_dataset, args=(packed, MODEL)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+    command = [sys.executable, "-c", ENCODE_AND_WAIT, str(packed), MODEL, "-1"]
+    processes = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
     assert tables(packed) == tables(encoded)
     assert not list(packed.rglob("*.tmp"))
 
