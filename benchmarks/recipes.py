@@ -107,7 +107,7 @@ def train(folder: Path, arm: str, seed: int, steps: int, rows: Dataset) -> Janus
         adam_beta2=0.98, max_grad_norm=1.0, geometry="pad", logging_steps=50, save_steps=SAVE_STEPS,
         save_total_limit=1, report_to="none", disable_tqdm=True, use_cpu=not torch.cuda.is_available(), **ARMS[arm],
     )  # fmt: skip
-    trainer = Janus4oSFTTrainer(model, arguments, processor, train_dataset=rows)
+    trainer = Janus4oSFTTrainer(model, arguments, processing_class=processor, train_dataset=rows)
     has_checkpoint = any((folder / "trainer").glob("checkpoint-*"))
     trainer.train(resume_from_checkpoint=has_checkpoint or None)
     return model.eval()

@@ -155,7 +155,7 @@ def our_arm(
         use_cpu=model.device.type == "cpu", report_to="none",
     )  # fmt: skip
     rows = rows if is_encoded else rows.remove_columns(["target_codes", "source_codes"])
-    trainer = Janus4oSFTTrainer(model, arguments, processor, train_dataset=rows)
+    trainer = Janus4oSFTTrainer(model, arguments, processing_class=processor, train_dataset=rows)
     if attention is not None:
         model.set_attn_implementation({"text_config": attention})
     if is_compiled:

@@ -125,7 +125,7 @@ def measure(setup: Setup) -> dict[str, float]:
         )  # fmt: skip
         adapter = lora_config() if setup.is_lora else None
         trainer: Any = Janus4oSFTTrainer(
-            model, config, processor, train_dataset=data, peft_config=adapter, callbacks=[gradients]
+            model, config, processing_class=processor, train_dataset=data, peft_config=adapter, callbacks=[gradients]
         )
         trainer.train()
     moments = [state[name] for state in trainer.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]

@@ -98,6 +98,7 @@ class ModelCardFacts:
         scores_note (`str`, *optional*): how it was measured: items, judge, sampling; Markdown of ours.
         sweeps (`tuple`): how options were chosen.
         limits (`tuple`): sentences on what it cannot do.
+        adapter_base (`str`, *optional*): of a LoRA adapter, the checkpoint that it is put on.
     """
 
     name: str
@@ -116,6 +117,7 @@ class ModelCardFacts:
     scores_note: str | None = None
     sweeps: tuple[Sweep, ...] = ()
     limits: tuple[str, ...] = ()
+    adapter_base: str | None = None
 
 
 def render_model_card(facts: ModelCardFacts) -> str:
@@ -124,7 +126,7 @@ def render_model_card(facts: ModelCardFacts) -> str:
         metadata=_metadata(facts),
         name=prose(facts.name),
         summary=facts.summary,
-        path=literal(facts.path or facts.name),
+        loading=_loading(facts),
         usage=_usage(facts),
         sampling=_sampling(facts),
         training=_training(facts),
@@ -150,10 +152,25 @@ def _metadata(facts: ModelCardFacts) -> str:
     return yaml.safe_dump(card.to_dict(), sort_keys=False, allow_unicode=True).rstrip()
 
 
+def _loading(facts: ModelCardFacts) -> str:
+    path = literal(facts.path or facts.name)
+    if facts.adapter_base is None:
+        return (
+            f"from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained({path}, trust_remote_code=True)"
+        )
+    return (
+        "from peft import PeftModel\nfrom transformers import AutoModel, AutoProcessor\n\n"
+        f"base = AutoModel.from_pretrained({literal(facts.adapter_base)}, trust_remote_code=True)\n"
+        f"model = PeftModel.from_pretrained(base, {path})\n"
+        f"processor = AutoProcessor.from_pretrained({path}, trust_remote_code=True)"
+    )
+
+
 def _usage(facts: ModelCardFacts) -> str:
-    lines = ['[picture] = model.generate_image("a red circle on a gray background")']
+    own = "" if facts.adapter_base is None else ", processor=processor"
+    lines = [f'[picture] = model.generate_image("a red circle on a gray background"{own})']
     if facts.can_edit:
-        lines.append('[edited] = model.generate_image("make the red circle blue", image=picture)')
+        lines.append(f'[edited] = model.generate_image("make the red circle blue", image=picture{own})')
     return "\n".join(lines)
 
 

@@ -236,6 +236,9 @@ def convert(
     source: Annotated[str, typer.Argument(help="Checkpoint or adapter: a folder or Hub id (owner/name).")],
     target: Annotated[Path, typer.Argument(help="Folder to write.")],
     base: Annotated[str | None, typer.Option(help="Checkpoint of an adapter; default: the one it names.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of a merged adapter: float32 or bfloat16; default: the base's.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Turn an original Janus checkpoint, or one of transformers' Janus, into a folder that AutoModel loads.
@@ -250,10 +253,11 @@ def convert(
 
     folder = local_checkpoint(source)
     if (folder / "adapter_config.json").is_file():
-        _merge_adapter(folder, target, base, as_json)
+        _merge_adapter(folder, target, base, dtype or "auto", as_json)
         return
-    if base is not None:
-        raise UserError(f"--base is for adapters, and {source} has no adapter_config.json; leave it out")
+    for name, value in {"--base": base, "--dtype": dtype}.items():
+        if value is not None:
+            raise UserError(f"{name} is for adapters, and {source} has no adapter_config.json; leave it out")
     conversion = convert_checkpoint(folder, target)
     if as_json:
         print(json.dumps(asdict(conversion)))
@@ -263,13 +267,15 @@ def convert(
         print(f"Left out {len(conversion.dropped)} tensors that nothing uses: {', '.join(conversion.dropped)}")
 
 
-def _merge_adapter(folder: Path, target: Path, base: str | None, as_json: bool) -> None:
+def _merge_adapter(folder: Path, target: Path, base: str | None, dtype: str, as_json: bool) -> None:
     import json
     from dataclasses import asdict
 
     from sharegpt4o_image.training.adapters import merge_adapter
 
-    merge = merge_adapter(folder, target, base)
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise UserError(f"--dtype is {dtype!r}; choose float32 or bfloat16")
+    merge = merge_adapter(folder, target, base, dtype)
     if as_json:
         print(json.dumps(asdict(merge)))
     else:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sharegpt4o_image.cli_datasets import EXIT_INTERRUPTED
+from sharegpt4o_image.errors import UserError
 
 # Fields of the program besides TRL's own; here as words, since `--help` must not import them. A test compares.
 FIELDS = (
@@ -19,6 +20,9 @@ FIELDS = (
 )  # fmt: skip
 # Without a configuration, a run is a short one.
 MAX_STEPS, BATCH_SIZE = 200, 16
+
+# What the bar shows of the last log line.
+_SHOWN = {"loss": "loss {:.3f}", "token_accuracy": "token accuracy {:.3f}", "samples_per_second": "{:.1f} samples/s"}
 
 # For `cli.app.command`: what it does not know goes to the program, and so it lists what that knows.
 SETTINGS: dict[str, Any] = {
@@ -60,6 +64,8 @@ def train(
     accelerate launch -m sharegpt4o_image.training.sft, with the same fields.
     """
     fields = list(dataset_and_fields or [])
+    if any(one.split("=")[0].replace("-", "_") == "__output_dir" for one in fields):
+        raise UserError("--output_dir is given besides -o, which names the folder of the run; leave it out")
     named = {
         "dataset": fields.pop(0) if fields and not fields[0].startswith("-") else None,
         "output_dir": output,
@@ -87,7 +93,12 @@ def _train(argv: list[str], as_json: bool) -> None:
             [bar] = progress.task_ids or [progress.add_task("Fine-tuning")]
             progress.update(bar, completed=done, total=total)
 
-        summary = run(argv, show)
+        def tell(logs: dict[str, float]) -> None:
+            shown = [text.format(logs[name]) for name, text in _SHOWN.items() if name in logs]
+            if "loss" in logs and progress.task_ids:
+                progress.update(progress.task_ids[0], description=", ".join(["Fine-tuning", *shown]))
+
+        summary = run(argv, show, tell)
     print(summary.to_json() if as_json else summary.to_text())
     if summary.is_interrupted:
         sys.exit(EXIT_INTERRUPTED)

@@ -164,6 +164,7 @@ BAD_INPUT = {
     "nothing to pack": (["pack", "nowhere"], "nowhere"),
     "no such data set": (["encode", "nowhere"], "nowhere"),
     "no such field": (["train", "bare", "-o", "t", "--null-dropuot", "0"], "did you mean null_dropout?"),
+    "two output folders": (["train", "bare", "-o", "t", "--output_dir", "u"], "--output_dir is given besides -o"),
     "a value that is no number": (["train", "bare", "-o", "t", "--max_steps", "ten"], "invalid int value: 'ten'"),
     "no data set to train on": (["train", "-o", "tuned"], "no data set is named"),
     "training another model": (["train", "bare", "-o", "tuned", "-m", "llama"], "describes a 'llama' model"),

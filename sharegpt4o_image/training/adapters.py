@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from accelerate.utils import is_peft_model
 from safetensors import SafetensorError
 from torch import nn
@@ -55,14 +56,19 @@ def lora_config(
         dropout: on the input of each adapter.
         options: more fields of `peft.LoraConfig`, such as `use_dora`.
     """
-    unknown = [name for name in targets if name not in TARGETS]
-    if unknown or not targets:
-        raise UserError(f"LoRA targets are {', '.join(unknown) or 'empty'}; choose from {', '.join(TARGETS)}.")
+    check_targets(targets)
     pattern = "|".join(TARGETS[name] for name in targets)
     config: LoraConfig = _peft().LoraConfig(
         target_modules=rf"model\.({pattern})", r=r, lora_alpha=alpha, lora_dropout=dropout, **options
     )
     return config
+
+
+def check_targets(targets: Sequence[str]) -> None:
+    """Refuse unknown groups of layers, and none at all."""
+    unknown = [name for name in targets if name not in TARGETS]
+    if unknown or not targets:
+        raise UserError(f"LoRA targets are {', '.join(unknown) or 'empty'}; choose from {', '.join(TARGETS)}.")
 
 
 def _peft() -> Any:
@@ -140,24 +146,37 @@ def merge_adapter(adapter_dir: Path, output_dir: Path, base: str | None = None, 
         adapter_dir: folder with `adapter_config.json`, such as a training checkpoint.
         output_dir: folder to write; must not hold anything yet.
         base: checkpoint to put the adapter on; by default the one that the adapter names.
-        dtype: of the merged weights; by default the base's.
+        dtype: of the merged weights; by default the base's. The sum itself is made in fp32 and rounded once.
     """
     require_empty(output_dir)
     base = base or _base_of(adapter_dir)
     try:
-        model, processor = load_checkpoint(base, dtype)
+        model, processor = load_checkpoint(base)
     except UserError as error:
         raise UserError(
             f"The adapter's base {base} cannot be loaded; name its checkpoint with --base ({error})"
         ) from error
     if (adapter_dir / PROCESSOR_CONFIG).is_file():
         processor = Janus4oProcessor.from_pretrained(adapter_dir)
-    adapted = _load_adapter(model, adapter_dir, base)
+    dtypes = _merged_dtypes(model, dtype)
+    adapted = _load_adapter(model.float(), adapter_dir, base)
     num_layers = sum(hasattr(module, "get_base_layer") for module in adapted.modules())
     with staged_folder(output_dir) as staging:
-        adapted.merge_and_unload(safe_merge=True).save_pretrained(staging)
+        merged: Any = adapted.merge_and_unload(safe_merge=True)
+        for name, weight in merged.named_parameters():
+            weight.data = weight.data.to(dtypes[name])
+        merged.save_pretrained(staging)
         processor.save_pretrained(staging)
     return Merge(base, num_layers)
+
+
+def _merged_dtypes(model: Janus4oForImageGeneration, dtype: str) -> dict[str, torch.dtype]:
+    """The type of each merged weight; what the model keeps in fp32 stays in fp32."""
+    own = {name: weight.dtype for name, weight in model.named_parameters()}
+    if dtype == "auto":
+        return own
+    kept = model._keep_in_fp32_modules_strict or []
+    return {name: kind if any(part in name for part in kept) else getattr(torch, dtype) for name, kind in own.items()}
 
 
 def _base_of(adapter_dir: Path) -> str:
@@ -177,7 +196,17 @@ def _load_adapter(model: Janus4oForImageGeneration, adapter_dir: Path, base: str
         check_method(peft.PeftConfig.from_pretrained(str(adapter_dir)))
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")  # peft goes on without them
-            return peft.PeftModel.from_pretrained(model, str(adapter_dir))
+            adapted: PeftModel = peft.PeftModel.from_pretrained(model, str(adapter_dir))
+        _check_all_are_used(peft, adapted, adapter_dir)
+        return adapted
     except (OSError, ValueError, RuntimeError, TypeError, UserWarning, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"The adapter in {adapter_dir} cannot be put on {base}: {reason[:300]}") from error
+
+
+def _check_all_are_used(peft: Any, adapted: Any, adapter_dir: Path) -> None:
+    """Refuse tensors of the file that peft has no place for, which it passes over."""
+    known = peft.get_peft_model_state_dict(adapted, save_embedding_layers=True)
+    unused = sorted(peft.load_peft_weights(str(adapter_dir), device="cpu").keys() - known.keys())
+    if unused:
+        raise ValueError(f"{len(unused)} of its tensors have no place in the model, such as {unused[0]}")

@@ -10,17 +10,27 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from sharegpt4o_image.errors import UserError
 
 
-def last_complete_checkpoint(run_dir: str | Path) -> Path | None:
+def last_complete_checkpoint(run_dir: str | Path, before: int | None = None) -> Path | None:
     """The `checkpoint-N` with the largest N that was written to its end; `None` if there is none.
 
     `transformers.trainer_utils.get_last_checkpoint` takes half-written ones, too.
+
+    Args:
+        run_dir: folder of the run.
+        before: look only at smaller N.
     """
     numbered = {}
     for folder in Path(run_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         number = folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
         if number.isdecimal() and is_complete(folder):
             numbered[int(number)] = folder
-    return numbered[max(numbered)] if numbered else None
+    last = max((number for number in numbered if before is None or number < before), default=None)
+    return None if last is None else numbered[last]
+
+
+def step_of(checkpoint_dir: str | Path) -> int:
+    """The N of `checkpoint-N`."""
+    return int(Path(checkpoint_dir).name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-"))
 
 
 def is_complete(checkpoint_dir: str | Path) -> bool:

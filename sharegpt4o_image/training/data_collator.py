@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of the published data set (with or without precomputed codes) -> a training batch, conditions dropped."""
 
+import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.janus4o import Janus4oProcessor
 from sharegpt4o_image.janus4o.modeling_janus4o import IGNORED_CODE
 from sharegpt4o_image.training.conditions import Drawn, Dropout, draw
+
+if TYPE_CHECKING:
+    from sharegpt4o_image.training.sft_config import Janus4oSFTConfig
 
 
 @dataclass
@@ -161,3 +166,39 @@ def _id_of(row: dict[str, Any]) -> str:
 def _codes(rows: list[Any]) -> Tensor:
     """Codes of several pictures (N, P) as int64; the file's uint16 has no use in PyTorch."""
     return torch.from_numpy(np.stack([np.asarray(codes, dtype=np.int64) for codes in rows]))
+
+
+# ------------------------------------------------------------------ as a configuration says
+
+
+def make_collator(args: "Janus4oSFTConfig", processor: Janus4oProcessor) -> DataCollatorForImageGeneration:
+    """The collator that a configuration describes."""
+    processor = copy.copy(processor)
+    processor.geometry = str(args.geometry)
+    return DataCollatorForImageGeneration(processor, _dropout(args), args.seed, args.row_layout)
+
+
+def check_collator(collator: Any, args: "Janus4oSFTConfig") -> None:
+    """Refuse one that does something else than what the run's record and card will say."""
+    if not isinstance(collator, DataCollatorForImageGeneration):
+        return
+    described = {"dropout": _dropout(args), "seed": args.seed, "row_layout": args.row_layout}
+    differing = [name for name, value in described.items() if getattr(collator, name) != value]
+    differing += ["geometry"] if collator.processor.geometry != args.geometry else []
+    if differing:
+        raise UserError(
+            f"The data_collator's {' and '.join(differing)} are not those of args; say them in args and leave "
+            "data_collator out, or take `make_collator(args, processor)`."
+        )
+
+
+def _dropout(args: "Janus4oSFTConfig") -> Dropout:
+    filled: Any = args  # by the preset
+    return Dropout(
+        prompt=filled.prompt_dropout,
+        prompt_granularity=filled.prompt_dropout_granularity,
+        source_code=filled.source_code_dropout,
+        source_code_granularity=filled.source_code_dropout_granularity,
+        instruction=filled.instruction_dropout,
+        null=filled.null_dropout,
+    )

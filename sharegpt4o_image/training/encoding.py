@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Dataset, Image, List, concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 from PIL import Image as PILImage
 from torch import Tensor
 
@@ -26,6 +26,7 @@ from sharegpt4o_image.training.code_store import (
     find_data_files,
     read_metadata,
 )
+from sharegpt4o_image.training.training_rows import without_decoding
 
 _ENCODER = ("encoder.", "quant_conv.", "quantize.")  # the parts of the image tokenizer that make codes
 # What the image processor does to a square picture.
@@ -146,7 +147,7 @@ def _join(folder: Path, config: str, split: str, codes: pa.Table, command: str) 
     rows = load_rows(str(folder), config, split=split, columns=_ROW_COLUMNS)
     if rows.data.column("id") != codes["id"]:
         raise UserError(f"the codes of {config} in {folder} are not in the order of its rows; run {command}")
-    rows = rows.cast_column("input_image", List(Image(decode=False)))
+    rows = without_decoding(rows)
     for name in _CODE_COLUMNS:
         rows = rows.add_column(name, codes[name].combine_chunks())
     return rows

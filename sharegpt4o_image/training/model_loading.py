@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the trainer is given as `model` -> a model that it can train, and the processor of its checkpoint."""
 
+import copy
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -30,6 +31,26 @@ def checkpoint_name(model: str | nn.Module) -> str:
             "checkpoint by that class, or give its name."
         )
     return str(config._name_or_path)
+
+
+def check_processor(processor: Any, config: Janus4oConfig) -> None:
+    """Refuse a processor of another class, and one whose pictures are not the model's."""
+    if type(processor).__name__ != Janus4oProcessor.__name__:  # by name: a checkpoint may bring its own copy
+        raise UserError(f"processing_class is a {type(processor).__name__}; give the checkpoint's Janus4oProcessor.")
+    given = (processor.num_image_tokens, processor.image_processor.size["height"])
+    expected = (config.num_image_tokens, config.vision_config.image_size)  # type: ignore[union-attr]
+    if given != expected:
+        raise UserError(
+            f"The processor makes {given[0]} image tokens of pictures of {given[1]} pixels, the model has "
+            f"{expected[0]} of {expected[1]}; give the checkpoint's own processor."
+        )
+
+
+def with_geometry(processor: Janus4oProcessor, geometry: str) -> Janus4oProcessor:
+    """A copy that prepares pictures in that way; the caller's own stays as it is."""
+    processor = copy.copy(processor)
+    processor.geometry = geometry
+    return processor
 
 
 def load_model(name: str, options: dict[str, Any]) -> Janus4oForImageGeneration:

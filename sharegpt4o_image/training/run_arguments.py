@@ -11,11 +11,12 @@ import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
 from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_utils import HubStrategy
 from trl import TrlParser
 
 from sharegpt4o_image.checkpoints import TINY_JANUS_PRO
 from sharegpt4o_image.errors import UserError
-from sharegpt4o_image.training.adapters import TARGETS
+from sharegpt4o_image.training.adapters import TARGETS, check_targets
 from sharegpt4o_image.training.sft_config import Janus4oSFTConfig
 
 PROGRAM = "python -m sharegpt4o_image.training.sft"
@@ -64,6 +65,23 @@ class RunArguments:
             raise ValueError(f"held_out_share is {self.held_out_share}; it is a share, at least 0 and below 1.")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype is {self.dtype!r}; choose float32 or bfloat16.")
+        if self.eval_split == self.train_split:
+            raise ValueError(
+                f"eval_split and train_split are both {self.train_split}; rows that are trained on measure nothing: "
+                "name another split, or leave eval_split out."
+            )
+        check_targets(self.lora_target_modules)
+        given = [] if self.use_peft else [name for name in _lora_fields() if getattr(self, name) != _default(name)]
+        if given:
+            raise ValueError(f"{given[0]} is given, but no adapter is trained; add use_peft, or leave it out.")
+
+
+def _lora_fields() -> list[str]:
+    return [one.name for one in dataclasses.fields(RunArguments) if one.name.startswith("lora_")]
+
+
+def _default(name: str) -> Any:
+    return list(TARGETS) if name == "lora_target_modules" else getattr(RunArguments, name)
 
 
 class _Parser(TrlParser):
@@ -133,6 +151,13 @@ def _check(config: Janus4oSFTConfig) -> None:
         raise UserError("a token among the arguments would be kept in files; set HF_TOKEN, or use `hf auth login`")
     if config.resume_from_checkpoint is not None:
         raise UserError("resume_from_checkpoint is not needed: the same command goes on by itself; leave it out")
+    if config.save_only_model:
+        raise UserError("save_only_model leaves nothing that a run can go on from; leave it out")
+    if config.push_to_hub and config.hub_strategy != "end":
+        raise UserError(
+            f"hub_strategy is {HubStrategy(config.hub_strategy).value}, which would upload arguments and paths of "
+            "this machine; leave it out: the model is uploaded at the end"
+        )
     for name in config.report_to or []:
         if name not in get_available_reporting_integrations():
             raise UserError(f"report_to names {name}, which is not installed or not known; type: pip install {name}")

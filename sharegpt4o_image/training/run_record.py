@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -37,25 +38,34 @@ _FREE = (
     "per_device_eval_batch_size", "sample_", "max_skipped_rows", "dataloader_num_workers", "dataloader_pin_memory",
     "dataloader_prefetch_factor", "dataloader_persistent_workers",
 )  # fmt: skip
+# Tokens and keys of accounts, in any dictionary of the arguments.
+_SECRET = re.compile(r"(.*_)?token|.*key", re.IGNORECASE)
 _PACKAGES = ("sharegpt4o-image", "torch", "transformers", "trl", "accelerate", "datasets")
 
 
 def describe(arguments: RunArguments, config: Janus4oSFTConfig) -> dict[str, Any]:
-    """What is asked for, as `run.json` keeps it."""
+    """What is asked for, as `run.json` keeps it: without tokens and keys."""
     described = {
         "arguments": asdict(arguments),
         "config": config.to_dict(),
         "num_processes": config.world_size,
         "versions": {name: version(name) for name in _PACKAGES},
     }
-    plain: dict[str, Any] = json.loads(json.dumps(described, default=str))
+    plain: dict[str, Any] = _without_secrets(json.loads(json.dumps(described, default=str), parse_constant=str))
     return plain
 
 
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_secrets(one) for name, one in value.items() if not _SECRET.fullmatch(name)}
+    return [_without_secrets(one) for one in value] if isinstance(value, list) else value
+
+
 def describe_rows(rows: Dataset, held_out: Dataset | None) -> dict[str, Any]:
-    """How many rows are trained on and held out, and a hash of which."""
-    ids = [one for part in (rows, held_out) if part is not None for one in part["id"]]
-    digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+    """How many rows are trained on and held out, and a hash of which: of their names and prompts."""
+    parts = [part for part in (rows, held_out) if part is not None]
+    named = [[*pair] for part in parts for pair in zip(part["id"], part["input_prompt"], strict=True)]
+    digest = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
     return {"train_rows": len(rows), "held_out_rows": len(held_out or []), "ids": digest}
 
 
@@ -75,17 +85,27 @@ def check_folder(folder: Path, asked: dict[str, Any]) -> None:
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    """`run.json` of a folder."""
+    """The settings in `run.json` of a folder."""
     try:
-        record: dict[str, Any] = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
-    except ValueError as error:
+        return _settings(json.loads((folder / RECORD_NAME).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder / RECORD_NAME} cannot be read ({error}); choose another output folder.") from error
-    return record
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def read_log(folder: Path) -> dict[str, Any]:
+    """`training_log.json` of a finished run."""
+    try:
+        log = json.loads((folder / LOG_NAME).read_text(encoding="utf-8"))
+        return {name: log[name] for name in log}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{folder / LOG_NAME} cannot be read ({error}); delete it, and the same command writes it again."
+        ) from error
+
+
+def _differences(first: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Each setting that is not as it was; what one of them does not have is left out."""
-    first, second = _settings(before), _settings(now)
+    second = _settings(now)
     return [
         f"{name} was {json.dumps(first[name])}, now {json.dumps(second[name])}"
         for name in first
@@ -99,10 +119,16 @@ def _settings(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file that is whole or not there."""
+    """Write a file that is whole or not there; what is no number in JSON must be `None` by then."""
     partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
     partial.replace(path)
+
+
+def without_nan(content: dict[str, Any]) -> dict[str, Any]:
+    """The same with `None` for NaN and infinities, which JSON does not have."""
+    plain: dict[str, Any] = json.loads(json.dumps(content), parse_constant=lambda _: None)
+    return plain
 
 
 @contextmanager

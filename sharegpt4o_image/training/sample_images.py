@@ -83,7 +83,7 @@ class SampleImages(TrainerCallback):
             if trainer.is_world_process_zero():
                 try:
                     self._draw_sheet(step)
-                except (torch.OutOfMemoryError, ValueError) as error:  # a picture is not worth the run
+                except Exception as error:  # a picture, a full disk or a tracker is not worth the run
                     logger.warning("The sample pictures of step %d could not be drawn: %s", step, error)
             trainer.accelerator.wait_for_everyone()
 

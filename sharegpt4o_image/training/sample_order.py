@@ -1,30 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which samples come in which batch: mixed by task, shuffled by (seed, epoch), the same on any number of processes."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
+from transformers import TrainerCallback
 
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.training.training_rows import SampleKey
 
 Batch = list[SampleKey]
+Pairs = list[tuple[int, int]]  # rows, and how often each came before in the epoch
 
 
-def mix_tasks(num_sources: Sequence[int], edit_share: float | None, seed: int) -> list[tuple[int, int]]:
+def mix_tasks(num_sources: Sequence[int], edit_share: float | None, seed: int, epoch: int = 0) -> Pairs:
     """The (row, repetition) pairs of an epoch, as many as there are rows.
 
     Without `edit_share` every row once. With it that share of them are edits: the rows of a task come all equally
-    often, but for the remainder, which the seed draws.
+    often, but for the remainder, which the seed draws for each epoch.
     """
     if edit_share is None:
         return [(row, 0) for row in range(len(num_sources))]
     is_edit = np.array(num_sources) > 0
     num_edits = round(edit_share * len(is_edit))
-    rng = np.random.default_rng([seed, 0])
-    pairs: list[tuple[int, int]] = []
+    rng = np.random.default_rng([seed, 0, epoch])
+    pairs: Pairs = []
     for rows, count in ((np.flatnonzero(is_edit), num_edits), (np.flatnonzero(~is_edit), len(is_edit) - num_edits)):
         if count and not len(rows):
             raise UserError(f"edit_share is {edit_share}, but the rows are all of one task; leave it out.")
@@ -66,7 +70,7 @@ class SampleOrder(Sampler[Batch]):
     """The batches of one process, epoch by epoch; set `epoch` before iterating.
 
     Args:
-        pairs: what [`mix_tasks`] gives.
+        pairs: what [`mix_tasks`] gives for the first epoch.
         seed: of the order.
         batch_size: samples of a process's batch; ignored with `max_tokens`.
         process_index, num_processes: the process, and how many there are. The batches of one step, over all
@@ -76,9 +80,11 @@ class SampleOrder(Sampler[Batch]):
         lengths: tokens of each row, needed for `max_tokens`.
         pads: whether batches are padded, for `max_tokens`.
         shuffles: without it the samples come as they are in `pairs`, for evaluation.
+        pairs_of: the pairs of any epoch, as many as `pairs`, which stay by default; not with `max_tokens`, where
+            other lengths would fill another number of batches.
     """
 
-    pairs: list[tuple[int, int]]
+    pairs: Pairs
     seed: int
     batch_size: int
     process_index: int = 0
@@ -87,6 +93,7 @@ class SampleOrder(Sampler[Batch]):
     lengths: Sequence[int] | None = None
     pads: bool = False
     shuffles: bool = True
+    pairs_of: Callable[[int], Pairs] | None = None
     epoch: int = 0
 
     def __post_init__(self) -> None:
@@ -105,16 +112,17 @@ class SampleOrder(Sampler[Batch]):
                 place = step * self.num_processes + self.process_index
                 yield self._keys(shuffled[place] if place < len(shuffled) else [])
             return
-        order = (rng.permutation(len(self.pairs)) if self.shuffles else np.arange(len(self.pairs))).tolist()
+        pairs = self.pairs if self.pairs_of is None else self.pairs_of(self.epoch)
+        order = (rng.permutation(len(pairs)) if self.shuffles else np.arange(len(pairs))).tolist()
         for step in range(len(self)):
             start = (step * self.num_processes + self.process_index) * self.batch_size
-            yield self._keys([self.pairs[i] for i in order[start : start + self.batch_size]])
+            yield self._keys([pairs[i] for i in order[start : start + self.batch_size]])
 
-    def _keys(self, pairs: list[tuple[int, int]]) -> Batch:
+    def _keys(self, pairs: Pairs) -> Batch:
         keys = [SampleKey(self.epoch, row, repetition) for row, repetition in pairs]
         return keys or [SampleKey(self.epoch, None)]
 
-    def _fill(self, max_tokens: int) -> list[list[tuple[int, int]]]:
+    def _fill(self, max_tokens: int) -> list[Pairs]:
         assert self.lengths is not None
         order = np.random.default_rng([self.seed, 2]).permutation(len(self.pairs))
         if self.pads:  # samples of about the same length together, those of equal length in random order
@@ -122,3 +130,16 @@ class SampleOrder(Sampler[Batch]):
         in_order = [self.pairs[i] for i in order]
         batches = fill_batches([self.lengths[row] for row, _ in in_order], max_tokens, self.pads)
         return [[in_order[i] for i in batch] for batch in batches]
+
+
+class EpochTeller(TrainerCallback):
+    """Tells a [`SampleOrder`] which epoch begins: the Trainer tells only samplers that accelerate wrapped."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A resumed epoch has the number that it began with: `state.epoch` counts its steps as a fraction."""
+        self._next = math.floor(state.epoch or 0)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        """Set the number of this one."""
+        train_dataloader.batch_sampler.epoch = self._next
+        self._next += 1

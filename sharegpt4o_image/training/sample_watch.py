@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from sharegpt4o_image.errors import UserError
+from sharegpt4o_image.janus4o.modeling_janus4o import IGNORED_CODE
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +38,18 @@ class SampleWatch(TrainerCallback):
         self.skipped_rows: dict[str, str] = {}
         self._max_skipped_rows = max_skipped_rows
         self._gradient_norm = 0.0
+        self._num_unusable = 0  # samples since the last usable one
         self._begin_step()
 
     def _begin_step(self) -> None:
         self._sample_ids: list[str] = []
         self._is_finite: list[Tensor] = []  # (S,) of each micro-batch, on its device
+        self._is_usable: list[Tensor] = []  # as these
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Forget the steps of an earlier run, which may have stopped in one."""
+        self._num_unusable = 0
+        self._begin_step()
 
     def note_skipped(self, skipped: Iterable[tuple[str, str]]) -> None:
         """Name rows that cannot be used."""
@@ -50,10 +58,11 @@ class SampleWatch(TrainerCallback):
                 logger.warning("Skipped the row %s: %s", row_id, reason)
             self.skipped_rows[row_id] = reason
 
-    def note_losses(self, sample_ids: Sequence[str], token_losses: Tensor) -> None:
-        """The losses (S, P) of a micro-batch that is trained; does not wait for the device."""
+    def note_losses(self, sample_ids: Sequence[str], token_losses: Tensor, target_codes: Tensor) -> None:
+        """The losses and targets (S, P) of a micro-batch that is trained; does not wait for the device."""
         self._sample_ids += sample_ids
         self._is_finite.append(token_losses.sum(1).isfinite())
+        self._is_usable.append((target_codes != IGNORED_CODE).any(1))
 
     def note_gradient_norm(self, gradient_norm: float | Tensor | None) -> None:
         """The norm of a step's gradient over all processes, where it is known."""
@@ -65,7 +74,26 @@ class SampleWatch(TrainerCallback):
         # In fp16 the loss is scaled so far up that a gradient overflows now and then: accelerate skips such a step.
         has_gradient = args.fp16 or math.isfinite(self._gradient_norm)
         self.check(num_bad=int(not (has_losses and has_gradient)), step=state.global_step + 1)
+        self._check_usable(state.global_step + 1)
         self._begin_step()
+
+    def _check_usable(self, step: int) -> None:
+        """Stop a step without a usable sample: it would only repeat where the steps before it went.
+
+        The first of several steps of a single sample passes: one broken picture is no reason to stop.
+        """
+        usable = torch.cat(self._is_usable)
+        counts = torch.tensor([int(usable.sum()), len(usable)], device=self.accelerator.device)
+        num_usable, num_samples = self.accelerator.reduce(counts, reduction="sum").tolist()
+        self._num_unusable = 0 if num_usable else self._num_unusable + num_samples
+        if self._num_unusable > 1:
+            raise UserError(
+                f"No sample of step {step} can be used: {self._describe_skipped()}. `sharegpt4o-image verify` finds "
+                "all."
+            )
+
+    def _describe_skipped(self) -> str:
+        return _shortened(gather_object([f"{row_id} ({reason})" for row_id, reason in self.skipped_rows.items()]))
 
     def check(self, num_bad: int = 0, step: int = 0) -> None:
         """Stop on every process if one has a bad step, or if all together skipped too many rows; all must call it."""
@@ -74,10 +102,9 @@ class SampleWatch(TrainerCallback):
         if num_bad:
             raise UserError(self._describe_bad_step(step))
         if num_skipped > self._max_skipped_rows:
-            lines = gather_object([f"{row_id} ({reason})" for row_id, reason in self.skipped_rows.items()])
             raise UserError(
                 f"{num_skipped} rows cannot be used, more than max_skipped_rows ({self._max_skipped_rows}) allows: "
-                f"{_shortened(lines)}. `sharegpt4o-image verify` finds all."
+                f"{self._describe_skipped()}. `sharegpt4o-image verify` finds all."
             )
 
     def _describe_bad_step(self, step: int) -> str:

@@ -21,17 +21,22 @@ if TYPE_CHECKING:
 EXIT_INTERRUPTED = 130  # as of the other verbs that go on
 
 
-def run(argv: Sequence[str], on_step: Callable[[int, int], None] = lambda done, total: None) -> "TrainingSummary":
+def run(
+    argv: Sequence[str],
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+    on_log: Callable[[dict[str, float]], None] = lambda logs: None,
+) -> "TrainingSummary":
     """Parse the arguments and train.
 
     Args:
         argv: `--config FILE` and `--field value`, of [`RunArguments`] and [`Janus4oSFTConfig`].
         on_step: called with the number of optimizer steps done, and of all.
+        on_log: called with what is logged: loss, token accuracy, throughput.
     """
     from sharegpt4o_image.training.run import train
     from sharegpt4o_image.training.run_arguments import parse_arguments
 
-    return train(*parse_arguments(argv), on_step)
+    return train(*parse_arguments(argv), on_step, on_log)
 
 
 def _show_log() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import trl
+from transformers.trainer_pt_utils import AcceleratorConfig
 
 # What each preset sets where a field is left open. Sources: paper section 2 and 3, `train_janus.py` at 19ac7d7 (line
 # numbers), Janus-Pro's report for the crop. "Ours" marks what was not published and is our own choice.
@@ -34,7 +35,40 @@ PRESETS: dict[str, dict[str, Any]] = {
 MIN_LR_SHARE = 0.15  # train_janus.py: the learning rate ends at this share of its peak
 GRANULARITIES = ("block", "token")
 LAYOUTS = ("packed", "padded")
-_RATES = ("prompt_dropout", "source_code_dropout", "instruction_dropout", "null_dropout")
+_SHARES = ("prompt_dropout", "source_code_dropout", "instruction_dropout", "null_dropout", "edit_share")
+_FOR_TEXT = "it is for text, which is not trained here"
+_ORDER = "batches come as the seed orders them, the last one with what is left"
+# Arguments of TRL and transformers that would act in vain or wrongly here: the value that is left, and why.
+_FIXED: dict[str, tuple[Any, str]] = {
+    "label_smoothing_factor": (0.0, "the loss is the cross entropy of the codes alone"),
+    "loss_type": ("nll", "the loss is the cross entropy of the codes alone"),
+    "completion_only_loss": (None, "the loss is on the codes of the target alone, always"),
+    "assistant_only_loss": (False, "the loss is on the codes of the target alone, always"),
+    "max_length": (None, "a cut row loses its image codes"),
+    "packing": (False, "it is TRL's, for text; row_layout='packed' packs image samples"),
+    "padding_free": (False, "it is TRL's, for text; row_layout='packed' packs image samples"),
+    "eval_packing": (None, "held-out rows are padded, so that two evaluations measure the same"),
+    "packing_strategy": ("bfd", "it is TRL's, for text; row_layout='packed' packs image samples"),
+    "pad_to_multiple_of": (None, "rows are packed, or padded to the longest"),
+    "truncation_mode": ("keep_start", "rows are never cut"),
+    "dataset_kwargs": ({"skip_prepare_dataset": True}, "TRL's preparation is for text"),
+    "dataset_text_field": ("text", _FOR_TEXT),
+    "dataset_num_proc": (None, "rows are read as they are"),
+    "chat_template_path": (None, _FOR_TEXT),
+    "eos_token": (None, _FOR_TEXT),
+    "pad_token": (None, _FOR_TEXT),
+    "trust_remote_code": (False, "the model's code is this package's"),
+    "use_liger_kernel": (False, "it has no kernels for this model; torch_compile fuses its layers"),
+    "shuffle_dataset": (False, "every epoch is shuffled anew; `seed` or `data_seed` says how"),
+    "train_sampling_strategy": ("random", "packed batches need no like lengths, max_tokens_per_batch pads least"),
+    "length_column_name": ("length", "lengths are counted from the prompts"),
+    "dataloader_drop_last": (False, _ORDER),
+    "dataloader_in_order": (True, _ORDER),
+    "remove_unused_columns": (False, "the collator reads the columns that it needs"),
+    "include_num_input_tokens_seen": ("no", "it would count prompts without codes; tokens_per_second is logged"),
+}
+# Fields of `accelerator_config` for data loaders that accelerate makes, which it does not here.
+_LOADER_FIELDS = ("split_batches", "dispatch_batches", "even_batches", "use_seedable_sampler", "non_blocking")
 
 
 def _preset_field(name: str, help_text: str) -> Any:
@@ -91,7 +125,10 @@ class Janus4oSFTConfig(trl.SFTConfig):
 
     row_layout: str = field(
         default="packed",
-        metadata={"help": "packed: the samples of a batch in one row without padding; padded: one row for each."},
+        metadata={
+            "help": "packed: the samples of a batch in one row without padding (the attention sdpa then becomes "
+            "janus4o_packed, the same kernels without a dense mask); padded: one row for each."
+        },
     )
     max_tokens_per_batch: int | None = field(
         default=None,
@@ -103,8 +140,8 @@ class Janus4oSFTConfig(trl.SFTConfig):
     edit_share: float | None = field(
         default=None,
         metadata={
-            "help": "Share of edits among the samples of an epoch; rows are repeated or left out to reach it. Left "
-            "out, every row comes once, as in the paper."
+            "help": "Share of edits among the samples of an epoch; rows are repeated or left out to reach it, others "
+            "in each epoch (the same with max_tokens_per_batch). Left out, every row comes once, as in the paper."
         },
     )
     max_skipped_rows: int = field(
@@ -155,16 +192,27 @@ class Janus4oSFTConfig(trl.SFTConfig):
     def __post_init__(self) -> None:
         self._take_preset()
         if self.bf16 is None:
-            has_bf16 = not self.use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-            self.bf16 = has_bf16 and not self.fp16
+            has_bf16 = not self.use_cpu and torch.cuda.is_available()
+            self.bf16 = has_bf16 and torch.cuda.is_bf16_supported(including_emulation=False) and not self.fp16
         if self.lr_scheduler_type == "cosine_with_min_lr" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"min_lr_rate": MIN_LR_SHARE}
         super().__post_init__()
         self._check_recipe()
+        self._check_numbers()
+        self._check_fixed()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the token: checkpoints hold pickled arguments."""
-        return self.__dict__ | {"hub_token": None}
+        """Without the tokens: checkpoints hold pickled arguments."""
+        return self.__dict__ | {"hub_token": None, "model_init_kwargs": self._without_token()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the parent's, without the tokens: it goes into records and to trackers."""
+        plain: dict[str, Any] = super().to_dict()
+        return plain | {"model_init_kwargs": self._without_token()}
+
+    def _without_token(self) -> dict[str, Any] | None:
+        given = self.model_init_kwargs
+        return given if given is None else {name: value for name, value in given.items() if name != "token"}
 
     def _take_preset(self) -> None:
         if self.preset not in PRESETS:
@@ -174,9 +222,10 @@ class Janus4oSFTConfig(trl.SFTConfig):
                 setattr(self, name, value)
 
     def _check_recipe(self) -> None:
-        for name in _RATES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a share, between 0 and 1.")
+        for name in _SHARES:
+            share = getattr(self, name)
+            if share is not None and not (isinstance(share, int | float) and 0 <= share <= 1):
+                raise ValueError(f"{name} is {share!r}; it is a share, a number between 0 and 1.")
         if self.instruction_dropout + self.null_dropout > 1:
             raise ValueError(
                 f"instruction_dropout ({self.instruction_dropout}) and null_dropout ({self.null_dropout}) exclude "
@@ -191,18 +240,21 @@ class Janus4oSFTConfig(trl.SFTConfig):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; choose {' or '.join(allowed)}.")
-        if self.edit_share is not None and not 0 <= self.edit_share <= 1:
-            raise ValueError(f"edit_share is {self.edit_share}; it is a share, between 0 and 1.")
+
+    def _check_numbers(self) -> None:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; it lies between 0 and 1, such as 0.999.")
         for name in ("max_tokens_per_batch", "sample_steps"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is at least 1.")
-        if self.max_length is not None:
-            raise ValueError(
-                f"max_length is {self.max_length}; leave it unset, since a cut row loses its image codes."
-            )
-        if self.packing or self.padding_free:
-            raise ValueError(
-                "packing and padding_free are TRL's, for text; image samples are packed with row_layout='packed'."
-            )
+        if self.max_skipped_rows < 0:
+            raise ValueError(f"max_skipped_rows is {self.max_skipped_rows}; it is at least 0.")
+
+    def _check_fixed(self) -> None:
+        for name, (value, why) in _FIXED.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; leave it unset: {why}.")
+        usual = AcceleratorConfig()
+        for name in _LOADER_FIELDS:
+            if getattr(self.accelerator_config, name) != getattr(usual, name):
+                raise ValueError(f"accelerator_config sets {name}; leave it out: {_ORDER}.")

@@ -9,28 +9,39 @@ from typing import Any
 
 import torch
 import trl
+from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import ProcessorMixin, Trainer
+from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from sharegpt4o_image.builders.model_card import render_model_card
 from sharegpt4o_image.errors import UserError
-from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
+from sharegpt4o_image.janus4o import Janus4oConfig, Janus4oProcessor
 from sharegpt4o_image.janus4o.packing_janus4o import PACKED_ATTENTION
 from sharegpt4o_image.training.adapters import check_adapters, check_method, frozen_parts, without_adapters
 from sharegpt4o_image.training.checkpoints_of_run import checkpoint_to_resume, mark_incomplete
 from sharegpt4o_image.training.conditions import Dropout
-from sharegpt4o_image.training.data_collator import DataCollatorForImageGeneration
+from sharegpt4o_image.training.data_collator import (
+    DataCollatorForImageGeneration,
+    check_collator,
+    make_collator,
+)
 from sharegpt4o_image.training.flops import TrainingFlops
 from sharegpt4o_image.training.layer_compilation import compile_layers
-from sharegpt4o_image.training.model_loading import checkpoint_name, load_model, load_processor
+from sharegpt4o_image.training.model_loading import (
+    check_processor,
+    checkpoint_name,
+    load_model,
+    load_processor,
+    with_geometry,
+)
 from sharegpt4o_image.training.optimizers import check_optimizer, check_rounding, rounding_optimizer
 from sharegpt4o_image.training.row_checks import checked_rows, number_of_sources, sample_length
 from sharegpt4o_image.training.sample_images import SampleImages
-from sharegpt4o_image.training.sample_order import SampleOrder, mix_tasks
+from sharegpt4o_image.training.sample_order import EpochTeller, SampleOrder, mix_tasks
 from sharegpt4o_image.training.sample_watch import SampleWatch
 from sharegpt4o_image.training.sft_config import Janus4oSFTConfig
 from sharegpt4o_image.training.sharding import (
@@ -40,29 +51,40 @@ from sharegpt4o_image.training.sharding import (
     reshard,
     unsharded_class,
 )
-from sharegpt4o_image.training.stopping import StopOnSigterm, ignore_sigterm
+from sharegpt4o_image.training.stopping import StopOnSigterm, ignore_sigterm, kill_workers_at_exit
 from sharegpt4o_image.training.throughput import Throughput
 from sharegpt4o_image.training.trained_card import card_facts
 from sharegpt4o_image.training.training_metrics import CodeMetrics
 from sharegpt4o_image.training.training_rows import TrainingRows
 from sharegpt4o_image.training.weight_average import WeightAverage
 
+# Arguments of TRL's trainer that would act in vain or wrongly here, and what to do instead.
+_UNUSED = {
+    "compute_loss_func": "the loss is the cross entropy of the codes; subclass and override compute_loss",
+    "formatting_func": "it is for text; change the rows before they are given",
+    "quantization_config": "load the model with it, and give that",
+}
 
-def freeze_unused(model: Janus4oForImageGeneration, args: Janus4oSFTConfig, has_edits: bool) -> None:
+
+def freeze_unused(model: Any, args: Janus4oSFTConfig, has_edits: bool) -> None:
     """Freeze what is not trained: it then stays out of the optimizer (upstream defect T9).
 
     The image tokenizer stays as released. Nothing on the image path uses the vocabulary head, which is frozen where
-    it is not tied to the embeddings. Without edits nothing goes through the vision tower and its aligner (T15).
+    it is not tied to the embeddings. Without edits nothing goes through the vision tower and its aligner (T15). What
+    `args` decides about is also unfrozen, where an earlier run froze it; adapters decide for themselves.
     """
-    model.model.vqmodel.requires_grad_(False)
-    if not model.config.tie_word_embeddings:
-        model.lm_head.requires_grad_(False)
-    if args.freeze_vision_tower or not has_edits:
-        model.model.vision_model.requires_grad_(False)
-    if args.freeze_aligners or not has_edits:
-        model.model.aligner.requires_grad_(False)
-    if args.freeze_aligners:
-        model.model.generation_aligner.requires_grad_(False)
+    base = without_adapters(model)
+    base.model.vqmodel.requires_grad_(False)
+    if not base.config.tie_word_embeddings:
+        base.lm_head.requires_grad_(False)
+    is_frozen = {
+        base.model.vision_model: args.freeze_vision_tower or not has_edits,
+        base.model.aligner: args.freeze_aligners or not has_edits,
+        base.model.generation_aligner: args.freeze_aligners,
+    }
+    for part, frozen in is_frozen.items():
+        if frozen or not is_peft_model(model):
+            part.requires_grad_(not frozen)
 
 
 class Janus4oSFTTrainer(trl.SFTTrainer):
@@ -78,13 +100,13 @@ class Janus4oSFTTrainer(trl.SFTTrainer):
         args (`Janus4oSFTConfig`, *optional*):
             Without it, the defaults, in `<model name>-SFT`.
         data_collator (`DataCollatorForImageGeneration`, *optional*):
-            Made from `args` by default.
+            Made from `args` by default; a given one must drop and lay out as `args` say, see [`make_collator`].
         train_dataset (`datasets.Dataset`):
             Rows of both tasks, see [`TrainingRows`].
         eval_dataset (`datasets.Dataset` or a dictionary of them, *optional*):
             Held-out rows.
         processing_class (`Janus4oProcessor`, *optional*):
-            The checkpoint's own by default.
+            The checkpoint's own by default; a copy of it gets the geometry of `args`.
         kwargs:
             As [`~trl.SFTTrainer`]: `callbacks`, `optimizers`, `peft_config` and so on.
     """
@@ -95,28 +117,23 @@ class Janus4oSFTTrainer(trl.SFTTrainer):
         self,
         model: str | nn.Module,
         args: Janus4oSFTConfig | None = None,
-        processing_class: Janus4oProcessor | None = None,
-        *,
         data_collator: Any = None,
         train_dataset: Dataset | None = None,
         eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: Janus4oProcessor | None = None,
         **kwargs: Any,
     ) -> None:
         name = checkpoint_name(model)
-        args = args or Janus4oSFTConfig(f"{name.split('/')[-1]}-SFT")
-        if not isinstance(args, Janus4oSFTConfig):
-            raise UserError(
-                f"args is a {type(args).__name__}; give a Janus4oSFTConfig, which takes the same arguments and the "
-                "recipe's."
-            )
-        check_method(kwargs.get("peft_config"))
-        check_optimizer(args)
+        args = args or Janus4oSFTConfig(f"{Path(name).name or Janus4oConfig.model_type}-SFT")
+        _check_arguments(args, kwargs)
         options = args.model_init_kwargs or {}
         if isinstance(model, str):
             model, args.model_init_kwargs = load_model(model, options), None
-        processing_class = processing_class or load_processor(name, options)
-        processing_class.geometry = args.geometry
         base = without_adapters(model)
+        processing_class = processing_class or load_processor(name, options)
+        check_processor(processing_class, base.config)
+        processing_class = with_geometry(processing_class, str(args.geometry))
+        check_collator(data_collator, args)
         self._checked = partial(checked_rows, config=base.config, processor=processing_class)
         train_dataset = self._checked(train_dataset, "train_dataset")
         if isinstance(eval_dataset, dict):
@@ -124,7 +141,7 @@ class Janus4oSFTTrainer(trl.SFTTrainer):
         elif eval_dataset is not None:
             eval_dataset = self._checked(eval_dataset, "eval_dataset")
         self._num_sources = number_of_sources(train_dataset)
-        freeze_unused(base, args, has_edits=any(self._num_sources) and args.edit_share != 0)
+        freeze_unused(model, args, has_edits=any(self._num_sources) and args.edit_share != 0)
         frozen = frozen_parts(base)
         if args.row_layout == "packed" and model.config.text_config._attn_implementation == "sdpa":
             base.set_attn_implementation({"text_config": PACKED_ATTENTION})
@@ -133,7 +150,7 @@ class Janus4oSFTTrainer(trl.SFTTrainer):
         self._code_metrics = {"train": CodeMetrics(), "eval": CodeMetrics()}
         self._watch = SampleWatch(args.max_skipped_rows)
         self._stop_on_sigterm = StopOnSigterm()
-        callbacks = [*(kwargs.pop("callbacks", None) or []), self._watch, self._stop_on_sigterm]
+        callbacks = [*(kwargs.pop("callbacks", None) or []), self._watch, self._stop_on_sigterm, EpochTeller()]
         super().__init__(
             model=model,
             args=args,
@@ -146,13 +163,17 @@ class Janus4oSFTTrainer(trl.SFTTrainer):
         )
         self._watch.accelerator = self.accelerator
         check_adapters(self.model, frozen)
+        self._check_sharding()
+        self._unrounded = image_tokenizer_weights(self.model) if self.is_deepspeed_enabled else {}
+        self._add_watchers()
+
+    def _check_sharding(self) -> None:
+        args = self.args
         if not self.is_deepspeed_enabled:  # which keeps fp32 copies of its own
             check_rounding(self.model, args)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             zero_stage = self.accelerator.state.deepspeed_plugin.zero_stage if self.is_deepspeed_enabled else 0
-            check_rows(train_dataset, self.has_edits, args.bf16 or args.fp16, zero_stage)
-        self._unrounded = image_tokenizer_weights(self.model) if self.is_deepspeed_enabled else {}
-        self._add_watchers()
+            check_rows(self.train_dataset, self.has_edits, args.bf16 or args.fp16, zero_stage)
 
     def _add_watchers(self) -> None:
         args = self.args
@@ -175,6 +196,7 @@ class Janus4oSFTTrainer(trl.SFTTrainer):
         if it had never stopped, bit by bit.
         """
         checkpoint = checkpoint_to_resume(self.args.output_dir, resume_from_checkpoint)
+        self._code_metrics["train"] = CodeMetrics()
         with self._stop_on_sigterm.listening():
             return super().train(checkpoint, *args, **kwargs)
 
@@ -284,8 +306,9 @@ class Janus4oSFTTrainer(trl.SFTTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of this process, in an order that depends on the seed and the epoch alone."""
         args = self.args
+        pairs_of = partial(mix_tasks, self._num_sources, args.edit_share, self._data_seed)
         self._order = SampleOrder(
-            mix_tasks(self._num_sources, args.edit_share, self._data_seed),
+            pairs_of(0),
             self._data_seed,
             batch_size=self._train_batch_size,
             process_index=args.process_index,
@@ -293,6 +316,7 @@ class Janus4oSFTTrainer(trl.SFTTrainer):
             max_tokens=args.max_tokens_per_batch,
             lengths=self._sample_lengths() if args.max_tokens_per_batch else None,
             pads=args.row_layout == "padded",
+            pairs_of=pairs_of,
         )
         return self._loader(TrainingRows(self.train_dataset), self._order, self.data_collator)
 
@@ -304,14 +328,9 @@ class Janus4oSFTTrainer(trl.SFTTrainer):
         """Tokens of each training row with its target codes, the last one left out."""
         prompts = self.train_dataset["input_prompt"][:]
         return [
-            sample_length(self.processing_class, prompt, count)
+            sample_length(self.processing_class, prompt or "", count)
             for prompt, count in zip(prompts, self._num_sources, strict=True)
         ]
-
-    def _run_epoch(self, model: nn.Module, epoch: int, **kwargs: Any) -> None:
-        """The parent tells only samplers that accelerate wrapped which epoch begins, and not after a resumed run."""
-        self._order.epoch = epoch
-        super()._run_epoch(model=model, epoch=epoch, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Held-out rows with all their conditions, padded: two evaluations measure the same.
@@ -340,6 +359,8 @@ class Janus4oSFTTrainer(trl.SFTTrainer):
 
     def _loader(self, rows: TrainingRows, order: SampleOrder, collator: Any) -> DataLoader[Any]:
         args = self.args
+        if args.dataloader_num_workers:
+            kill_workers_at_exit()
         return DataLoader(
             rows,
             batch_sampler=order,
@@ -348,6 +369,7 @@ class Janus4oSFTTrainer(trl.SFTTrainer):
             pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=args.dataloader_persistent_workers and order.shuffles,
             prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
             worker_init_fn=ignore_sigterm,
         )
 
@@ -358,6 +380,11 @@ class Janus4oSFTTrainer(trl.SFTTrainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Of a training batch; the parent asks once for each, before it goes to the device."""
         return self.throughput.add(inputs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """The parent's, which looks at the number of steps only after one of them: a finished run takes no more."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
 
     # ------------------------------------------------------------------ loss
 
@@ -371,9 +398,22 @@ class Janus4oSFTTrainer(trl.SFTTrainer):
             self, model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
         )
         if self.model.training:
-            self._watch.note_losses(sample_ids, outputs.token_losses)
+            self._watch.note_losses(sample_ids, outputs.token_losses, outputs.target_codes)
         self._code_metrics["train" if self.model.training else "eval"].add(outputs, is_edit)
         return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Any, Any, Any]:
+        """As the parent's; the labels are the target codes, of pictures that came without codes, too."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        return (loss, None, None) if prediction_loss_only else (loss, outputs.logits, outputs.target_codes)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """The parent's, which no callback is told."""
@@ -433,14 +473,15 @@ class Janus4oSFTTrainer(trl.SFTTrainer):
         return [name for name, p in model.named_parameters() if p.ndim >= 2 and id(p) not in embeddings]
 
 
-def make_collator(args: Janus4oSFTConfig, processor: ProcessorMixin) -> DataCollatorForImageGeneration:
-    """The collator that a configuration describes."""
-    dropout = Dropout(
-        prompt=args.prompt_dropout,
-        prompt_granularity=args.prompt_dropout_granularity,
-        source_code=args.source_code_dropout,
-        source_code_granularity=args.source_code_dropout_granularity,
-        instruction=args.instruction_dropout,
-        null=args.null_dropout,
-    )
-    return DataCollatorForImageGeneration(processor, dropout, args.seed, args.row_layout)
+def _check_arguments(args: Any, given: dict[str, Any]) -> None:
+    """Refuse what cannot be trained, and what would act in vain."""
+    if not isinstance(args, Janus4oSFTConfig):
+        raise UserError(
+            f"args is a {type(args).__name__}; give a Janus4oSFTConfig, which takes the same arguments and the "
+            "recipe's."
+        )
+    for name, remedy in _UNUSED.items():
+        if given.get(name) is not None:
+            raise UserError(f"{name} is of no use here: {remedy}.")
+    check_method(given.get("peft_config"))
+    check_optimizer(args)

@@ -5,12 +5,15 @@
 processes then wait for each other for ever.
 """
 
+import atexit
 import logging
+import multiprocessing
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -87,3 +90,16 @@ class StopOnSigterm(TrainerCallback):
 def ignore_sigterm(worker_id: int) -> None:
     """`worker_init_fn` of a `DataLoader`: a SIGTERM to the group must not take the workers from the last steps."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@cache
+def kill_workers_at_exit() -> None:
+    """For such workers: at the end of a process that an error ends, Python sends them SIGTERM and waits for ever."""
+    atexit.register(_kill_workers)
+
+
+def _kill_workers() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler takes a killed worker for an error
+    for worker in multiprocessing.active_children():
+        if worker.daemon:
+            worker.kill()

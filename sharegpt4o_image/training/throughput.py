@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from sharegpt4o_image.janus4o.modeling_janus4o import IGNORED_CODE
 from sharegpt4o_image.training.flops import TrainingFlops, peak_flops_per_second
+from sharegpt4o_image.training.training_metrics import sum_dtype
 
 _TERA = 1e12
 
@@ -72,7 +73,8 @@ class Throughput(TrainerCallback):
         """
         seconds = _now() - self._started
         own = [self._samples, self._tokens, self._positions, self._operations / _TERA, seconds, self._peak or 0.0]
-        sums = accelerator.reduce(torch.tensor(own, dtype=torch.double, device=accelerator.device), reduction="sum")
+        device = accelerator.device
+        sums = accelerator.reduce(torch.tensor(own, dtype=sum_dtype(device), device=device), reduction="sum")
         samples, tokens, positions, teraflops, all_seconds, all_peaks = sums.tolist()
         self._start_over()
         if not positions:

@@ -183,7 +183,9 @@ def _train(
     held_out: Dataset,
 ) -> list[dict[str, float]]:
     """Train in place, from the last checkpoint if there is one; returns the log."""
-    trainer = Janus4oSFTTrainer(model, arguments, processor, train_dataset=rows, eval_dataset=held_out)
+    trainer = Janus4oSFTTrainer(
+        model, arguments, processing_class=processor, train_dataset=rows, eval_dataset=held_out
+    )
     has_checkpoint = any(Path(str(arguments.output_dir)).glob("checkpoint-*"))
     trainer.train(resume_from_checkpoint=has_checkpoint or None)
     history: list[dict[str, float]] = trainer.state.log_history

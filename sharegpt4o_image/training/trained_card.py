@@ -35,6 +35,7 @@ def card_facts(
     args = trainer.args
     model = without_adapters(trainer.model)
     name = model_name or Path(str(args.output_dir)).name
+    is_adapter = is_peft_model(trainer.model)
     base, dataset = str(model.config._name_or_path), dataset_name or ""
     return ModelCardFacts(
         name=name,
@@ -43,6 +44,8 @@ def card_facts(
         base_model=base if _is_repository(base) else None,
         datasets=(dataset,) if _is_repository(dataset) else (),
         can_edit=trainer.has_edits,
+        library_name="peft" if is_adapter else "transformers",
+        adapter_base=(base if _is_repository(base) else Path(base).name) if is_adapter else None,
         tags=tags,
         sampling={option: getattr(model.config, option) for option in ("guidance_scale", "edit_freedom")},
         training=_training(trainer, _notes(trainer, base, dataset)),
@@ -58,7 +61,7 @@ def _notes(trainer: "Janus4oSFTTrainer", base: str, dataset: str) -> list[str]:
     if dataset and not _is_repository(dataset):
         notes.append(f"The data set was the folder {Path(dataset).name}.")
     if is_peft_model(trainer.model):
-        notes.append("This is a LoRA adapter: `sharegpt4o-image convert` merges it into its base.")
+        notes.append("This is a LoRA adapter; sharegpt4o-image convert ADAPTER MERGED merges it into its base.")
     losses = _losses(trainer.state.log_history)
     if losses:
         notes.append(f"Loss on held-out rows: {losses[0]:.4f} at first, {losses[-1]:.4f} at last.")

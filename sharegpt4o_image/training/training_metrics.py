@@ -14,6 +14,11 @@ NUM_BANDS = 4  # quarters of the picture, from its first row of codes to its las
 _SUMS = 3  # losses, right guesses, codes
 
 
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """In what is added up: fp64, which Apple's GPUs do not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class CodeMetrics:
     """Sums since the last report, kept on the device: adding to them does not wait for it."""
 
@@ -29,7 +34,8 @@ class CodeMetrics:
         targets_SP = output.target_codes
         counted_SP = targets_SP != IGNORED_CODE
         right_SP = (output.logits.argmax(-1) == targets_SP) & counted_SP
-        stacked = torch.stack([output.token_losses, right_SP, counted_SP], dim=-1).double()  # (S, P, 3)
+        stacked = torch.stack([output.token_losses, right_SP, counted_SP], dim=-1)  # (S, P, 3)
+        stacked = stacked.to(sum_dtype(stacked.device))
         by_band = torch.stack([band.sum(1) for band in stacked.tensor_split(NUM_BANDS, dim=1)])  # (bands, S, 3)
         of_task = torch.stack([~is_edit, is_edit])  # (tasks, S)
         # Chosen, not multiplied: a loss that is not finite must not spoil the other task's sum.
@@ -42,7 +48,9 @@ class CodeMetrics:
         Keys: `loss`, `token_accuracy`, `loss_<task>`, `token_accuracy_<task>`, and `loss_quarter_<n>`,
         `token_accuracy_quarter_<n>` with n from 1; what was not seen is left out.
         """
-        sums = torch.zeros(len(TASKS), NUM_BANDS, _SUMS, dtype=torch.double, device=accelerator.device)
+        sums = torch.zeros(
+            len(TASKS), NUM_BANDS, _SUMS, dtype=sum_dtype(accelerator.device), device=accelerator.device
+        )
         if self._sums is not None:
             sums += self._sums
         self._sums = None

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch.utils.data
 from datasets import Dataset, Image, List
 from PIL import Image as PILImage
+from PIL import UnidentifiedImageError
 
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.janus4o.processing_janus4o import read_picture
 
 _PICTURES = ("input_image", "output_image")
-TEXT_TO_IMAGE = "text_to_image"
 
 
 class SampleKey(NamedTuple):
@@ -37,8 +37,9 @@ class TrainingRows(torch.utils.data.Dataset[dict[str, Any]]):
     `is_blank`, with the reason in `skipped`.
 
     Args:
-        rows: with `input_prompt` and `target_codes` or `output_image`; edits with `input_image` (a list of pictures).
-            `id`, `task`, `source_codes` and `source_sha256` (a list) are used where they are there.
+        rows: with `input_prompt` and `target_codes` or `output_image`; edits with `input_image`, a list of pictures or
+            a single one. A picture may be a path. `id`, `source_codes` and `source_sha256` (a list) are used where
+            they are there.
     """
 
     def __init__(self, rows: Dataset):
@@ -53,8 +54,8 @@ class TrainingRows(torch.utils.data.Dataset[dict[str, Any]]):
         if key.row is None:
             return {"id": "blank", "epoch": key.epoch, "input_prompt": "", "is_blank": True}
         row = self._rows[key.row]
-        row_id = str(row.get("id", key.row))
-        row |= {"id": row_id, "epoch": key.epoch, "repetition": key.repetition}
+        row |= {"id": id_of(row, key.row), "epoch": key.epoch, "repetition": key.repetition}
+        row["input_image"] = _as_list(row.get("input_image"))
         try:
             _check_conditions(row)
             row |= _read_pictures(row)
@@ -74,29 +75,45 @@ def check_columns(rows: Dataset) -> None:
 
 
 def without_decoding(rows: Dataset) -> Dataset:
-    """The rows with pictures as `{"bytes", "path"}`: reading a row cannot fail on a broken picture."""
-    for name in set(_PICTURES) & set(rows.column_names):
-        feature = rows.features[name]
+    """The rows with pictures as `{"bytes", "path"}`: reading a row cannot fail on a broken picture.
+
+    Both are views of the same Arrow table; `cast_column` would write a copy of every list of pictures to the disk.
+    """
+    undecoded = rows.with_format(None)
+    features = undecoded.features
+    for name in set(_PICTURES) & set(features):
+        feature = features[name]
         if isinstance(feature, Image):
-            rows = rows.cast_column(name, Image(decode=False))
+            features[name] = Image(decode=False)
         elif isinstance(feature, List) and isinstance(feature.feature, Image):
-            rows = rows.cast_column(name, List(Image(decode=False)))
-    return rows
+            features[name] = List(Image(decode=False), length=feature.length)
+    undecoded.info.features = features
+    return undecoded
+
+
+def id_of(row: dict[str, Any], number: int) -> str:
+    """The row's `id`; its number where it has none."""
+    row_id = row.get("id")
+    return str(number if row_id is None else row_id)
+
+
+def _as_list(stored: Any) -> list[Any]:
+    if isinstance(stored, list):
+        return stored
+    return [stored] if stored else []
 
 
 def _check_conditions(row: dict[str, Any]) -> None:
-    num_sources, task, codes = len(row.get("input_image") or []), row.get("task"), row.get("source_codes")
+    num_sources, codes = len(row["input_image"]), row.get("source_codes")
     if row["input_prompt"] is None:
         raise ValueError("it has no prompt")
-    if task is not None and (task == TEXT_TO_IMAGE) != (num_sources == 0):
-        raise ValueError(f"a {task} row with {num_sources} input images")
     if codes is not None and len(codes) != num_sources:
         raise ValueError(f"{len(codes)} blocks of source codes for {num_sources} input images")
 
 
 def _read_pictures(row: dict[str, Any]) -> dict[str, Any]:
     """The row's pictures decoded; the target only if the data set has no codes."""
-    sources = row.get("input_image") or []
+    sources = row["input_image"]
     expected = row.get("source_sha256") or [None] * len(sources)
     read: dict[str, Any] = {
         "input_image": [_picture(one, sha256) for one, sha256 in zip(sources, expected, strict=True)]
@@ -111,7 +128,7 @@ def _read_pictures(row: dict[str, Any]) -> dict[str, Any]:
 def _picture(stored: Any, sha256: str | None = None) -> PILImage.Image:
     if stored is None:
         raise ValueError("a picture is missing")
-    if isinstance(stored, PILImage.Image):
+    if isinstance(stored, PILImage.Image | str):
         return read_picture(stored)
     if stored["bytes"] is None:
         return read_picture(stored["path"])
@@ -119,5 +136,7 @@ def _picture(stored: Any, sha256: str | None = None) -> PILImage.Image:
         raise ValueError("an input image is not the one that was encoded; run `sharegpt4o-image encode` again")
     try:
         return read_picture(PILImage.open(io.BytesIO(stored["bytes"])))
+    except UnidentifiedImageError as error:
+        raise ValueError("cannot identify image file") from error  # Pillow names an address in memory
     except Exception as error:  # damaged files make Pillow raise almost anything, a TypeError, too
         raise ValueError(str(error) or type(error).__name__) from error

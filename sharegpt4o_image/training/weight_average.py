@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -72,10 +73,17 @@ class WeightAverage(TrainerCallback):
         folder = Path(args.output_dir, FOLDER)
         trainer = self._trainer
         with self.in_place():
-            whole = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
-            trainer._save(str(folder), whole)
+            trainer._save(str(folder), self._whole())
         if args.should_save:
             (folder / TRAINING_ARGS_NAME).unlink()  # it holds local paths
+
+    def _whole(self) -> dict[str, Tensor] | None:
+        """The weights to save, where the model has them in another form than they are saved in."""
+        if self._trainer.is_fsdp_enabled:
+            gathered: dict[str, Tensor] = self._trainer.accelerator.get_state_dict(self._trainer.model)
+            return gathered
+        # DeepSpeed rounds the image tokenizer, which `_save` puts back into what it is given
+        return dict(self._trainer.model.state_dict()) if self._trainer.is_deepspeed_enabled else None
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -109,7 +117,12 @@ class WeightAverage(TrainerCallback):
 
     def _restore(self, checkpoint: Path) -> None:
         path = self._file(checkpoint)
-        stored = load_file(path) if path.is_file() else {}
+        try:
+            stored = load_file(path) if path.is_file() else {}
+        except SafetensorError as error:
+            raise UserError(
+                f"{path} is damaged ({error}); delete {checkpoint} to go on from the one before."
+            ) from error
         if stored.keys() != self._averages.keys():
             raise UserError(
                 f"{path} is not there or has other parameters than this run trains, so the average cannot go on; "

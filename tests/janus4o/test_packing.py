@@ -1,12 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packed samples get what each gets alone, in every attention implementation, and do not see each other."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration
-from sharegpt4o_image.janus4o.packing_janus4o import PACKED_ATTENTION, PackedRow, packed_attention, packed_mask
+from sharegpt4o_image.janus4o.packing_janus4o import (
+    PACKED_ATTENTION,
+    PackedRow,
+    has_varlen,
+    packed_attention,
+    packed_mask,
+)
 from sharegpt4o_image.training.tiny_model import NUM_CODES, tiny_config, tiny_processor, untrained_model
 
 P = 64
@@ -144,6 +152,17 @@ def test_a_row_that_does_not_add_up_is_refused(model, batch):
         model(**batch | {"prompt_lengths": torch.tensor([5, 1, 8])})
     with pytest.raises(ValueError, match=r"target_codes has shape \(3, 63\), expected \(3, 64\)"):
         model(**batch | {"target_codes": batch["target_codes"][:, 1:]})
+
+
+def test_older_gpus_and_older_pytorch_go_sample_by_sample(monkeypatch):
+    has_varlen_now = has_varlen.__wrapped__  # without its cache
+    gpu = torch.device("cuda", 0)
+    for capability, expected in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert has_varlen_now(gpu) is expected
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
+    assert has_varlen_now(gpu) is False
+    assert has_varlen(torch.device("cpu")) is False
 
 
 @pytest.mark.gpu

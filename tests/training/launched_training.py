@@ -196,7 +196,7 @@ def run(description):
     trainer = RecordingTrainer(
         Janus4oForImageGeneration.from_pretrained(description["model"]),
         arguments,
-        Janus4oProcessor.from_pretrained(description["model"]),
+        processing_class=Janus4oProcessor.from_pretrained(description["model"]),
         train_dataset=load_from_disk(description["rows"]),
         eval_dataset=load_from_disk(description["rows"]),
         kills=description["kills"],

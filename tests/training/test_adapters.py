@@ -65,7 +65,7 @@ def make_trainer(folder, model, processor, rows, peft_config=None, **overrides):
         "learning_rate": 1e-2, "warmup_steps": 0, "logging_steps": 1,
     }  # fmt: skip
     config = Janus4oSFTConfig(str(folder), use_cpu=True, disable_tqdm=True, **(defaults | overrides))
-    return Janus4oSFTTrainer(model, config, processor, train_dataset=rows, peft_config=peft_config)
+    return Janus4oSFTTrainer(model, config, processing_class=processor, train_dataset=rows, peft_config=peft_config)
 
 
 def with_adapters(model, peft_config=None):
@@ -247,6 +247,31 @@ def test_the_processor_of_the_training_goes_along(tmp_path, base, model):
     assert merged.model.vqmodel.quant_conv.weight.dtype == torch.float32
 
 
+def test_a_merge_is_rounded_once(tmp_path, base, model, processor):
+    save_adapter(tmp_path / "adapter", model, processor)
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    done = run_convert(tmp_path / "adapter", tmp_path / "half", "--dtype", "bfloat16")
+    assert done.exit_code == 0, done.exception
+    whole, half = (load_checkpoint(str(tmp_path / name))[0] for name in ("merged", "half"))
+    assert half.dtype == torch.bfloat16
+    expected = dict(whole.named_parameters())
+    assert all(torch.equal(weight, expected[name].to(weight.dtype)) for name, weight in half.named_parameters())
+    half.save_pretrained(tmp_path / "half-base")
+    processor.save_pretrained(tmp_path / "half-base")
+    merge_adapter(tmp_path / "adapter", tmp_path / "again", base=str(tmp_path / "half-base"), dtype="float32")
+    merge_adapter(tmp_path / "adapter", tmp_path / "again-half", base=str(tmp_path / "half-base"))
+    whole, half = (load_checkpoint(str(tmp_path / name))[0] for name in ("again", "again-half"))
+    expected = dict(whole.named_parameters())
+    assert half.dtype == torch.bfloat16
+    assert all(torch.equal(weight, expected[name].to(weight.dtype)) for name, weight in half.named_parameters())
+
+
+def test_a_dtype_is_refused_where_it_is_unknown_or_of_no_use(tmp_path, base, model, processor):
+    save_adapter(tmp_path / "adapter", model, processor)
+    assert "--dtype is 'int8'" in str(run_convert(tmp_path / "adapter", tmp_path / "m", "--dtype", "int8").exception)
+    assert "--dtype is for adapters" in str(run_convert(base, tmp_path / "m", "--dtype", "float32").exception)
+
+
 SCRIPT = """
 import json, sys
 sys.modules["sharegpt4o_image"] = None  # any import of it fails
@@ -308,6 +333,10 @@ def damage(adapter, kind):
     elif kind == "half of the weights":
         tensors = load_file(adapter / "adapter_model.safetensors")
         save_file(dict(list(tensors.items())[::2]), adapter / "adapter_model.safetensors")
+    elif kind == "tensors of another model":
+        tensors = load_file(adapter / "adapter_model.safetensors")
+        extra = {"base_model.model.model.nowhere.lora_A.weight": next(iter(tensors.values())).clone()}
+        save_file(tensors | extra, adapter / "adapter_model.safetensors")
     elif kind == "no JSON":
         path.write_text("{")
     elif kind == "no base":
@@ -324,6 +353,7 @@ def damage(adapter, kind):
         ("weights", "cannot be put on .*base: "),
         ("no weights", "cannot be put on .*base: "),
         ("half of the weights", "cannot be put on .*base: Found missing adapter keys"),
+        ("tensors of another model", "cannot be put on .*base: 1 of its tensors have no place .*nowhere"),
         ("no JSON", "adapter_config.json cannot be read; give a folder that peft saved"),
         ("no base", "does not name the adapter's base; name its checkpoint with --base"),
         ("rank", "cannot be put on .*base: .*size mismatch"),

@@ -126,7 +126,7 @@ def trained(tmp_path_factory, processor, rows):
             save_strategy="no", use_cpu=True, disable_tqdm=True, logging_steps=1, **(settings | overrides),
         )  # fmt: skip
         model = new_model(processor)
-        trainer = Janus4oSFTTrainer(model, config, processor, train_dataset=dataset)
+        trainer = Janus4oSFTTrainer(model, config, processing_class=processor, train_dataset=dataset)
         trainer.train()
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]
         return {name: p.detach() for name, p in model.named_parameters()}, logs

@@ -129,7 +129,7 @@ def test_what_the_untrained_first_code_costs(tmp_path, processor):
             str(tmp_path), max_steps=12, per_device_train_batch_size=2, learning_rate=5e-3, prompt_dropout=0,
             report_to="none", save_strategy="no", use_cpu=True, disable_tqdm=True,
         )  # fmt: skip
-        trainer = trainer_class(model, config, processor, train_dataset=rows)
+        trainer = trainer_class(model, config, processing_class=processor, train_dataset=rows)
         batch = trainer.data_collator(list(rows))
         before = token_losses(model, batch)
         assert before[0] == pytest.approx(math.log(NUM_CODES), abs=1)

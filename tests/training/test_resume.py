@@ -5,6 +5,8 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -133,6 +135,30 @@ def test_a_second_sigterm_kills_unless_a_launcher_passed_it_on(monkeypatch):
         terminate_twice()
         os._exit(0)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
+
+
+FAILING = """
+import json, sys
+import launched_training
+
+class Failing(launched_training.RecordingTrainer):
+    def compute_loss(self, *args, **kwargs):
+        raise RuntimeError("this step fails")
+
+launched_training.RecordingTrainer = Failing
+launched_training.run(json.loads(sys.argv[1]))
+"""
+
+
+def test_an_error_ends_the_process_though_it_has_workers(inputs, tmp_path):
+    """They ignore SIGTERM, which is how Python would end them before it waits for them."""
+    description = described(inputs, tmp_path, max_steps=2, dataloader_num_workers=2)
+    failed = subprocess.run(
+        [sys.executable, "-c", FAILING, json.dumps(description)],
+        cwd=Path(__file__).parent, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert failed.returncode == 1
+    assert failed.stderr.rstrip().endswith("RuntimeError: this step fails")
 
 
 # ------------------------------------------------------------------ several processes

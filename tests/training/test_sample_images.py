@@ -44,8 +44,8 @@ def trainer_of(folder, rows, held_out=None, callbacks=(), peft_config=None, **ov
         **(defaults | overrides),
     )  # fmt: skip
     return Janus4oSFTTrainer(
-        model, arguments, processor, train_dataset=rows, eval_dataset=held_out, callbacks=list(callbacks),
-        peft_config=peft_config,
+        model, arguments, processing_class=processor, train_dataset=rows, eval_dataset=held_out,
+        callbacks=list(callbacks), peft_config=peft_config,
     )  # fmt: skip
 
 
@@ -214,6 +214,16 @@ def test_weights_and_biases_is_sent_the_sheet(monkeypatch):
     )  # fmt: skip
     SampleImages(trainer)._report("sheet", 3)
     assert sent == [{"samples": ("picture", "sheet"), "train/global_step": 3}]
+
+
+def test_a_tracker_that_fails_is_a_warning(tmp_path, rows, monkeypatch, caplog):
+    def fail(*args):
+        raise KeyError("the tracker is gone")
+
+    trainer = trainer_of(tmp_path, rows, max_steps=1, sample_steps=1, sample_prompts=["a red circle"])
+    monkeypatch.setattr(SampleImages, "_report", fail)
+    trainer.train()
+    assert "The sample pictures of step 1 could not be drawn: 'the tracker is gone'" in caplog.text
 
 
 def test_a_sheet_has_sources_left_and_drawings_in_the_last_column():

@@ -2,6 +2,7 @@
 """Which samples come when: every row once, the same on any number of processes, resumed where it stopped."""
 
 from collections import Counter
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -97,6 +98,20 @@ def test_edit_share_gives_exact_counts_and_even_repetitions(edit_share, num_edit
 def test_which_rows_are_left_out_depends_on_the_seed():
     chosen = [mix_tasks([1] * 50 + [0] * 50, 0.25, seed) for seed in (0, 0, 1)]
     assert chosen[0] == chosen[1] != chosen[2]
+
+
+def test_each_epoch_leaves_other_rows_out_and_comes_again():
+    pairs_of = partial(mix_tasks, [1] * 8 + [0] * 8, 0.25, 0)
+    order = SampleOrder(pairs_of(0), 0, 4, pairs_of=pairs_of)
+    edits = []
+    for epoch in (0, 1, 2, 3, 1):
+        order.epoch = epoch
+        batches = list(order)
+        assert len(batches) == len(order) == 4
+        edits.append({key.row for batch in batches for key in batch if key.row < 8})
+    assert [len(one) for one in edits] == [4] * 5
+    assert edits[4] == edits[1] != edits[0]
+    assert len(set().union(*edits)) > 6
 
 
 def test_edit_share_of_one_task_is_an_error():

@@ -176,8 +176,9 @@ def run(folder, model, processor, rows, clock, resume=None, **overrides):
         learning_rate=0.0, **overrides,
     )  # fmt: skip
     trainer = SlowlySaved(
-        model, arguments, processor, train_dataset=rows, eval_dataset=rows.select([4]), callbacks=[Passing(clock)]
-    )
+        model, arguments, processing_class=processor, train_dataset=rows, eval_dataset=rows.select([4]),
+        callbacks=[Passing(clock)],
+    )  # fmt: skip
     clock.seconds += OTHER_SECONDS  # until training begins
     trainer.train(resume_from_checkpoint=resume)
     return trainer, [entry for entry in trainer.state.log_history if "samples_per_second" in entry]

@@ -4,15 +4,19 @@
 import hashlib
 import io
 import random
+from pathlib import Path
 
 import pytest
 from datasets import Dataset, Features, Image, List, Value
+from encoded_set import encoded_set
 from PIL import Image as PILImage
 
+from sharegpt4o_image.checkpoints import load_checkpoint
 from sharegpt4o_image.errors import UserError
+from sharegpt4o_image.training.encoding import load_training_rows
 from sharegpt4o_image.training.row_checks import checked_rows, number_of_sources
 from sharegpt4o_image.training.tiny_model import NUM_CODES, tiny_config, tiny_processor
-from sharegpt4o_image.training.training_rows import SampleKey, TrainingRows
+from sharegpt4o_image.training.training_rows import SampleKey, TrainingRows, without_decoding
 
 P = 64
 CODES = list(range(P))
@@ -45,7 +49,7 @@ def dataset(*rows):
 
 
 def edit(**fields):
-    return {"id": "e", "input_prompt": "make it red", "input_image": [PICTURE], "target_codes": CODES} | fields
+    return {"input_prompt": "make it red", "input_image": [PICTURE], "target_codes": CODES} | fields
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +68,7 @@ def skipped(**fields):
 
 
 def test_a_sample_has_its_pictures_and_its_key():
-    row = TrainingRows(dataset(edit()))[SampleKey(3, 0, 2)]
+    row = TrainingRows(dataset(edit(id="e")))[SampleKey(3, 0, 2)]
     assert (row["id"], row["epoch"], row["repetition"]) == ("e", 3, 2)
     assert row["input_image"][0].size == (64, 64)
     assert "skipped" not in row
@@ -78,8 +82,6 @@ def test_a_sample_has_its_pictures_and_its_key():
         ({"input_image": [{"bytes": PICTURE["bytes"][:5000], "path": None}]}, "may be truncated"),
         ({"input_image": [{"bytes": None, "path": "gone.png"}]}, "There is no picture gone.png"),
         ({"input_image": [None]}, "a picture is missing"),
-        ({"task": "text_to_image"}, "a text_to_image row with 1 input images"),
-        ({"task": "text_and_image_to_image", "input_image": []}, "a text_and_image_to_image row with 0 input images"),
         ({"source_codes": [CODES, CODES]}, "2 blocks of source codes for 1 input images"),
         ({"source_sha256": ["0" * 64]}, "not the one that was encoded"),
         ({"target_codes": None}, "it has no target codes"),
@@ -151,8 +153,24 @@ def test_rows_that_fit_come_back_undecoded(check):
         ({"input_prompt": ["a"]}, "train_dataset is a dict; give a datasets.Dataset"),
         (dataset(edit()).to_iterable_dataset(), "train_dataset is a IterableDataset"),
         (None, "train_dataset is a NoneType"),
+        (dataset(edit()).with_transform(lambda row: row), "train_dataset has a transform, which is not applied here"),
         (dataset(edit()).select([]), "train_dataset has no rows"),
         (Dataset.from_dict({"text": ["a"]}), "have the columns text; needed are input_prompt"),
+        (Dataset.from_dict({"input_prompt": [1], "target_codes": [CODES]}),
+         "The column input_prompt is of the type Value('int64'); give strings"),
+        (Dataset.from_dict({"input_prompt": ["a"], "target_codes": [CODES], "input_image": [[3]]}),
+         "The column input_image is of the type List(Value('int64')); give pictures"),
+        (Dataset.from_dict({"input_prompt": ["a"], "output_image": [3]}), "The column output_image is of the type"),
+        (Dataset.from_dict({"input_prompt": ["a"], "target_codes": ["1"]}), "The column target_codes is of the type"),
+        (Dataset.from_dict({"input_prompt": ["a"], "target_codes": [[0.5] * P]}), "give lists of whole numbers"),
+        (Dataset.from_dict({"input_prompt": ["a"], "target_codes": [CODES], "source_codes": [CODES]}),
+         "The column source_codes is of the type List(Value('int64')); give lists of lists"),
+        (dataset(edit(target_codes=[*CODES[1:], None])), "One of the target_codes has an empty place"),
+        (dataset(edit(id="one"), edit(id="two"), edit(id="one")), "The id one comes 2 times; give each row an id"),
+        (dataset(edit(), edit(id="t", task="text_to_image"), edit(id="u", task="text_to_image")),
+         "The row t is a text_to_image row with 1 input images (and 1 more); mend its task"),
+        (dataset(edit(task="text_and_image_to_image", input_image=[])),
+         "The row 0 is a text_and_image_to_image row with 0 input images; mend"),
         (dataset(edit(), edit(id="short", target_codes=[1, 2])), "The row short has 2 target_codes"),
         (dataset(edit(id="few", source_codes=[CODES, [1]])), "The row few has 1 source_codes"),
         (dataset(edit(), edit(target_codes=None), edit(id="high", target_codes=[*CODES[1:], NUM_CODES])),
@@ -166,6 +184,56 @@ def test_rows_that_cannot_be_trained_are_refused(check, rows, message):
     with pytest.raises(UserError) as error:
         check(rows)
     assert message in str(error.value)
+
+
+def test_rows_without_an_id_are_named_by_their_number(check):
+    rows = check(dataset(edit(id=None), edit(id="e"), edit(id=None)))
+    assert [TrainingRows(rows)[i]["id"] for i in range(3)] == ["0", "e", "2"]
+
+
+def test_a_row_without_a_prompt_is_left_to_be_skipped(check):
+    assert "it has no prompt" in TrainingRows(check(dataset(edit(input_prompt=None), edit())))[0]["skipped"]
+
+
+def test_pictures_may_be_paths_or_single_ones(check, tmp_path):
+    path = tmp_path / "source.png"
+    path.write_bytes(PICTURE["bytes"])
+    plain = {"input_prompt": ["a", "b"], "target_codes": [CODES] * 2}
+    single = Features({"input_prompt": Value("string"), "target_codes": List(Value("uint16")), "input_image": Image()})
+    for sources, features in (
+        ([str(path), ""], None),
+        ([[str(path)], []], None),
+        ([PICTURE, None], single),
+        ([str(path), None], single),
+    ):
+        rows = check(Dataset.from_dict(plain | {"input_image": sources}, features=features))
+        assert number_of_sources(rows) == [1, 0]
+        read = [TrainingRows(rows)[i] for i in range(2)]
+        assert [[one.size for one in row["input_image"]] for row in read] == [[(64, 64)], []]
+    as_path = Dataset.from_dict({"input_prompt": ["a"], "output_image": [str(path)]})
+    assert TrainingRows(check(as_path))[0]["output_image"].size == (64, 64)
+
+
+def test_undecoded_rows_are_a_view_of_the_same_table():
+    """`cast_column` would write the lists of pictures to the disk once more."""
+    decoded = dataset(edit(output_image=PICTURE), edit()).select([1, 0])
+    rows = without_decoding(decoded)
+    assert rows.data.table is decoded.data.table
+    assert rows[1]["input_image"] == [PICTURE]
+    assert rows[1]["output_image"] == PICTURE
+    assert decoded[0]["input_image"][0].size == (64, 64)  # what it was made from stays as it was
+
+
+def test_rows_with_their_codes_are_read_from_the_file_of_the_data_set():
+    """No file of `datasets` is a copy made afterwards, by a `map` or a cast."""
+    model, processor = load_checkpoint("tiny-janus-pro", "float32")
+    processor.geometry = "center_crop"
+    tasks = ["text_to_image", "text_and_image_to_image"]
+    rows = load_training_rows(encoded_set(), tasks, "train", model, processor)
+    assert isinstance(rows[len(rows) - 1]["input_image"][0]["bytes"], bytes)
+    names = [Path(one["filename"]).name for one in rows.cache_files]
+    assert len(names) == 2
+    assert not [name for name in names if name.startswith("cache-")]
 
 
 def test_rows_left_out_do_not_matter(check):

@@ -43,7 +43,9 @@ def trainer_of(folder, rows, callbacks=(), **overrides):
         str(folder), use_cpu=True, disable_tqdm=True, report_to="none", per_device_train_batch_size=2,
         learning_rate=1e-3, **(defaults | overrides),
     )  # fmt: skip
-    return Janus4oSFTTrainer(model, arguments, processor, train_dataset=rows, callbacks=list(callbacks))
+    return Janus4oSFTTrainer(
+        model, arguments, processing_class=processor, train_dataset=rows, callbacks=list(callbacks)
+    )
 
 
 # ------------------------------------------------------------------ the average itself
@@ -69,6 +71,22 @@ def averaged(weights, decay, dtype=torch.float32):
         average.on_optimizer_step(None, SimpleNamespace(global_step=step), None)
     assert set(average._averages) == {"weight"}
     return average._averages["weight"]
+
+
+def test_an_image_tokenizer_that_deepspeed_rounded_is_put_back(tmp_path, rows):
+    name = "model.vqmodel.quant_conv.weight"
+
+    class Round(TrainerCallback):  # as DeepSpeed does
+        def on_train_end(self, args, state, control, **kwargs):
+            trainer.is_deepspeed_enabled = True
+            trainer._unrounded = {name: trainer.model.state_dict()[name].clone()}
+            trainer.model.get_parameter(name).data.zero_()
+
+    trainer = trainer_of(tmp_path, rows, max_steps=1, save_strategy="no")
+    trainer.callback_handler.callbacks.insert(0, Round())
+    trainer.train()
+    trainer.is_deepspeed_enabled = False
+    assert load_file(tmp_path / "ema" / "model.safetensors")[name].abs().sum() > 0
 
 
 def test_scalar_sequence():
@@ -210,7 +228,7 @@ def test_of_an_adapter_only_the_adapter_is_averaged(tmp_path, rows):
         max_steps=2, save_strategy="no", learning_rate=1e-2, ema_decay=0.9,
     )  # fmt: skip
     lora = peft.LoraConfig(r=2, target_modules=r".*language_model.*(q|v)_proj")
-    trainer = Janus4oSFTTrainer(model, arguments, processor, train_dataset=rows, peft_config=lora)
+    trainer = Janus4oSFTTrainer(model, arguments, processing_class=processor, train_dataset=rows, peft_config=lora)
     trainer.train()
     saved = load_file(tmp_path / "ema" / "adapter_model.safetensors")
     assert all("lora_" in name for name in saved)

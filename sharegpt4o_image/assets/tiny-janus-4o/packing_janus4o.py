@@ -6,6 +6,7 @@ as FlashAttention is, and never builds a mask over the whole row. Without border
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -54,8 +55,20 @@ class PackedRow:
         longest = max(self._lengths)
         return {
             "cu_seq_lens_q": borders, "cu_seq_lens_k": borders, "max_length_q": longest, "max_length_k": longest,
-            "sample_lengths": self._lengths,
+            "sample_lengths": self._lengths, "has_varlen": has_varlen(device),
         }  # fmt: skip
+
+
+@cache
+def has_varlen(device: torch.device) -> bool:
+    """Whether PyTorch has variable-length FlashAttention (2.10 and later) that runs on this GPU (Ampere and later)."""
+    if device.type != "cuda":
+        return False
+    try:
+        from torch.nn.attention.varlen import varlen_attn  # noqa: F401
+    except ImportError:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def packed_attention(
@@ -68,11 +81,13 @@ def packed_attention(
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
     sample_lengths: Sequence[int] | None = None,
+    has_varlen: bool = False,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention inside each sample of a packed row: (1, H, T, K) -> (1, T, H, K).
 
-    In half precision on a GPU by PyTorch's variable-length FlashAttention; elsewhere sample by sample.
+    In half precision by PyTorch's variable-length FlashAttention where [`has_varlen`] finds it; elsewhere sample by
+    sample.
     """
     if sample_lengths is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
@@ -80,8 +95,8 @@ def packed_attention(
     dtype = query.dtype  # in autocast the rotary embedding gives fp32 queries and keys beside half-precision values
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
-    if query.is_cuda and dtype in (torch.float16, torch.bfloat16):
-        from torch.nn.attention.varlen import varlen_attn  # PyTorch 2.10 and later
+    if has_varlen and dtype in (torch.float16, torch.bfloat16):
+        from torch.nn.attention.varlen import varlen_attn
 
         query_THK, key_THK, value_THK = (one[0].transpose(0, 1).to(dtype).contiguous() for one in (query, key, value))
         attended_THK = varlen_attn(

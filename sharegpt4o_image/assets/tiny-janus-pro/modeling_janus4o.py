@@ -35,7 +35,7 @@ class Janus4oOutput(ModelOutput):
     """What a forward pass over image codes gives.
 
     Args:
-        loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+        loss (`torch.FloatTensor` of shape `()`, *optional*):
             Cross entropy over all P target codes.
         logits (`torch.FloatTensor` of shape `(S, P, V)`):
             `logits[:, p]` predicts target code `p`; `(S, 1, V)`, for code 0 alone, without `target_codes`.
@@ -289,22 +289,8 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
         if any(given is not None for given in (target_codes, source_pixel_values, source_codes)):
             self._check_target_codes(target_codes, len(input_ids if prompt_lengths is None else prompt_lengths))
             embeds_BLD = self.embed_prompt(input_ids, source_pixel_values, source_codes, dropped_source_codes)
-            if prompt_lengths is None:
-                hidden_SPD = self._hidden_of_batch(embeds_BLD, attention_mask, target_codes)
-            else:
-                hidden_SPD = self._hidden_of_packed_row(embeds_BLD, prompt_lengths, target_codes)
-            logits_SPV = self.model.generation_head(hidden_SPD)  # the vocabulary head is not used
-            if target_codes is None:
-                return Janus4oOutput(logits=logits_SPV)
-            if labels is not None:
-                target_codes = target_codes.masked_fill(labels == IGNORED_CODE, IGNORED_CODE)
-            losses_SP = image_token_losses(logits_SPV, target_codes)
-            return Janus4oOutput(
-                loss=image_token_loss(losses_SP, target_codes, num_items_in_batch),
-                logits=logits_SPV,
-                target_codes=target_codes,
-                token_losses=losses_SP.detach(),
-            )
+            hidden_SPD = self._hidden_states(embeds_BLD, attention_mask, prompt_lengths, target_codes)
+            return self._predict_codes(hidden_SPD, target_codes, labels, num_items_in_batch)
         if num_items_in_batch is not None:
             kwargs["num_items_in_batch"] = num_items_in_batch
         return super().forward(
@@ -320,6 +306,27 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
             **kwargs,
         )
 
+    def _predict_codes(
+        self,
+        hidden_SPD: Tensor,
+        target_codes: Tensor | None,
+        labels: Tensor | None,
+        num_items_in_batch: Tensor | int | None,
+    ) -> Janus4oOutput:
+        """Logits of the codes by the generation head, and their loss where there is a target."""
+        logits_SPV = self.model.generation_head(hidden_SPD)  # the vocabulary head is not used
+        if target_codes is None:
+            return Janus4oOutput(logits=logits_SPV)
+        if labels is not None:
+            target_codes = target_codes.masked_fill(labels == IGNORED_CODE, IGNORED_CODE)
+        losses_SP = image_token_losses(logits_SPV, target_codes)
+        return Janus4oOutput(
+            loss=image_token_loss(losses_SP, target_codes, num_items_in_batch),
+            logits=logits_SPV,
+            target_codes=target_codes,
+            token_losses=losses_SP.detach(),
+        )
+
     def _check_target_codes(self, target_codes: Tensor | None, num_samples: int) -> None:
         if target_codes is None:
             return
@@ -327,6 +334,17 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
         if target_codes.shape != expected:
             raise ValueError(f"target_codes has shape {tuple(target_codes.shape)}, expected {expected}.")
         self._check_codes(target_codes, "target_codes", is_ignored_allowed=True)
+
+    def _hidden_states(
+        self,
+        embeds_BLD: Tensor,
+        attention_mask: Tensor | None,
+        prompt_lengths: Tensor | None,
+        target_codes: Tensor | None,
+    ) -> Tensor:
+        if prompt_lengths is None:
+            return self._hidden_of_batch(embeds_BLD, attention_mask, target_codes)
+        return self._hidden_of_packed_row(embeds_BLD, prompt_lengths, target_codes)
 
     def _hidden_of_batch(
         self, embeds_BLD: Tensor, attention_mask: Tensor | None, target_codes: Tensor | None

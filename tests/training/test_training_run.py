@@ -35,7 +35,7 @@ from sharegpt4o_image.training.encoding import load_training_rows
 from sharegpt4o_image.training.row_checks import number_of_sources
 from sharegpt4o_image.training.run import hold_out
 from sharegpt4o_image.training.run_arguments import RunArguments, parse_arguments
-from sharegpt4o_image.training.run_record import check_folder, describe
+from sharegpt4o_image.training.run_record import check_folder, describe, without_nan
 from sharegpt4o_image.training.sft import EXIT_INTERRUPTED, run
 from sharegpt4o_image.training.sft_config import Janus4oSFTConfig
 
@@ -162,6 +162,100 @@ def test_sigterm_saves_and_the_same_run_goes_on(finished, dataset, tmp_path):
     assert all(torch.equal(expected[name], got[name]) for name in expected)
 
 
+def test_a_run_that_died_before_its_log_takes_no_step_too_many(finished, dataset, tmp_path):
+    died = shutil.copytree(finished[0], tmp_path / "tuned")
+    for name in ("training_log.json", "model.safetensors", "README.md"):
+        (died / name).unlink()
+    before = {path: path.stat().st_mtime_ns for path in died.glob("checkpoint-*/*")}
+    log = run(arguments_of(dataset, died)).log
+    assert (log["steps"], log["resumed_from_step"], log["train_loss"]) == (4, 4, None)
+    assert log["held_out_loss_after"] == finished[1].log["held_out_loss_after"]
+    assert {path: path.stat().st_mtime_ns for path in died.glob("checkpoint-*/*")} == before
+    expected, got = weights(finished[0]), weights(died)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_the_average_of_a_run_that_died_before_its_log_is_its_last(dataset, tmp_path):
+    argv = arguments_of(dataset, tmp_path / "tuned", max_steps=2, ema_decay=0.9, held_out_share=0)
+    run(argv)
+    expected = weights(tmp_path / "tuned" / "ema")
+    shutil.rmtree(tmp_path / "tuned" / "ema")
+    (tmp_path / "tuned" / "training_log.json").unlink()
+    assert run(argv).log["steps"] == 2
+    got = weights(tmp_path / "tuned" / "ema")
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_a_finished_run_on_other_rows_is_another_run(finished, dataset, tmp_path):
+    other = shutil.copytree(dataset, tmp_path / "other")
+    [path] = other.glob("text_to_image/*.parquet")
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    rows[0]["input_prompt"] += " now"
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    encode_dataset(other, TINY_JANUS_PRO)
+    with pytest.raises(UserError, match="rows was"):
+        run(arguments_of(other, finished[0]))
+    with pytest.raises(UserError, match="nowhere"):
+        run(arguments_of("nowhere", finished[0]))
+
+
+def test_a_held_out_loss_that_is_no_number_is_no_success(dataset, tmp_path):
+    argv = arguments_of(dataset, tmp_path / "tuned", max_steps=2, learning_rate=1e30, max_grad_norm=0)
+    with pytest.raises(UserError, match="The held-out loss is nan after 2 steps"):
+        run(argv)
+    assert not (tmp_path / "tuned" / "training_log.json").exists()
+    assert without_nan({"a": [float("nan"), 1.0, float("inf")]}) == {"a": [None, 1.0, None]}
+
+
+def damaged_copy(finished, folder, name):
+    copy = shutil.copytree(finished[0], folder)
+    (copy / "training_log.json").unlink()
+    path = copy / "checkpoint-4" / name
+    path.write_bytes(path.read_bytes()[:100])
+    return copy
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
+def test_a_damaged_checkpoint_is_named_with_the_one_before(finished, dataset, tmp_path, name):
+    copy = damaged_copy(finished, tmp_path / "tuned", name)
+    with pytest.raises(UserError, match=r"checkpoint-4 is damaged .* goes on from .*checkpoint-3"):
+        run(arguments_of(dataset, copy))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"arguments": 1}'])
+def test_a_damaged_record_is_a_sentence(finished, dataset, tmp_path, text):
+    copy = shutil.copytree(finished[0], tmp_path / "tuned")
+    (copy / "run.json").write_text(text)
+    with pytest.raises(UserError, match=r"run.json cannot be read"):
+        run(arguments_of(dataset, copy))
+
+
+def test_the_record_holds_no_token(tmp_path):
+    options = {"token": "hf_secret", "nested": [{"api_key": "hf_secret", "hub_token": "hf_secret"}], "revision": "a"}
+    described = describe(RunArguments(dataset="a"), Janus4oSFTConfig(str(tmp_path), model_init_kwargs=options))
+    assert "hf_secret" not in json.dumps(described)
+    assert described["config"]["model_init_kwargs"] == {"nested": [{}], "revision": "a"}
+
+
+def test_a_lora_run_names_its_base_and_shows_how_to_use_it(dataset, tmp_path):
+    run(arguments_of(dataset, tmp_path / "tuned", max_steps=1, use_peft=True, held_out_share=0, save_strategy="no"))
+    assert (
+        json.loads((tmp_path / "tuned/adapter_config.json").read_text())["base_model_name_or_path"] == TINY_JANUS_PRO
+    )
+    card = (tmp_path / "tuned" / "README.md").read_text(encoding="utf-8")
+    assert 'model = PeftModel.from_pretrained(base, "tuned")' in card
+    assert "sharegpt4o-image convert ADAPTER MERGED merges it into its base" in card
+    assert "library_name: peft" in card
+    assert "\\`" not in card
+
+
+def test_the_caller_is_told_the_loss(dataset, tmp_path):
+    told = []
+    run(arguments_of(dataset, tmp_path / "tuned", max_steps=1, held_out_share=0), on_log=told.append)
+    assert {"loss", "token_accuracy", "samples_per_second"} <= told[0].keys()
+
+
 def test_a_folder_in_use_is_refused(dataset, tmp_path):
     (tmp_path / "tuned").mkdir()
     (tmp_path / "tuned" / "run.json").write_text("{}")
@@ -198,6 +292,8 @@ def test_both_tasks_are_held_out(dataset):
     assert sorted([*kept["id"], *held_out["id"]]) == sorted(rows["id"])
     assert hold_out(rows, 0.1, seed=3)[1]["id"][:] == held_out["id"][:] != hold_out(rows, 0.1, seed=4)[1]["id"][:]
     assert hold_out(rows, 0, seed=3) == (rows, None)
+    with pytest.raises(UserError, match=r"held_out_share is 0.99, which leaves none of the \d+ rows of text_to_image"):
+        hold_out(rows, 0.99, seed=3)
 
 
 def test_a_validation_split_is_what_the_loss_is_measured_on(tmp_path):
@@ -247,7 +343,11 @@ def test_push_to_hub_uploads_the_model_and_its_card(hub, dataset, tmp_path):
     run(pushing(dataset, tmp_path / "tuned"))
     files = hub.repositories[f"models/{REPO}"].at("main")[1]
     assert {"README.md", "config.json", "model.safetensors", "modeling_janus4o.py"} <= set(files)
-    assert not [name for name in files if name.startswith("checkpoint-") or name.endswith(".bin")]
+    assert not [
+        name for name in files if name.startswith(("checkpoint-", "runs")) or name.endswith((".bin", ".json.tmp"))
+    ]
+    assert not {"run.json", "training_log.json"} & set(files)
+    assert not [name for name, content in files.items() if str(tmp_path).encode() in bytes(content)]
     assert f'from_pretrained("{REPO}"' in bytes(files["README.md"]).decode()
     kept = [path for path in (tmp_path / "tuned").rglob("*") if path.is_file()]
     assert not [path for path in kept if b"hf_fake" in path.read_bytes()]
@@ -265,8 +365,19 @@ def test_what_was_not_uploaded_is_uploaded_by_the_same_command(hub, dataset, tmp
     with pytest.raises(UserError, match="run the same command again"):
         run(pushing(dataset, tmp_path / "tuned"))
     hub.faults.clear()
-    assert run(pushing(dataset, tmp_path / "tuned")).log["resumed_from_step"] == 1
+    log = run(pushing(dataset, tmp_path / "tuned")).log
+    assert (log["resumed_from_step"], log["steps"]) == (1, 1)
     assert "model.safetensors" in hub.repositories[f"models/{REPO}"].at("main")[1]
+
+
+def test_a_finished_run_is_uploaded_when_that_is_asked_for_later(hub, dataset, tmp_path):
+    run(arguments_of(dataset, tmp_path / "tuned", max_steps=1))
+    again = run(pushing(dataset, tmp_path / "tuned"))
+    assert again.was_finished
+    assert f"uploaded it to {REPO}" in again.to_text()
+    files = set(hub.repositories[f"models/{REPO}"].at("main")[1])
+    assert {"README.md", "model.safetensors"} <= files
+    assert not {"run.json", "training_log.json"} & files
 
 
 def test_pickled_arguments_hold_no_token(tmp_path):
@@ -281,7 +392,9 @@ def test_pickled_arguments_hold_no_token(tmp_path):
 def test_the_command_line_goes_over_the_file(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("dataset: rows\nlearning_rate: 1e-4\nmax_steps: 7\nsample_prompts: [a red circle, a blue star]\n")
-    arguments, config = parse_arguments(["--config", str(path), "--max-steps", "9", "--lora_target_modules", "mlp"])
+    arguments, config = parse_arguments(
+        ["--config", str(path), "--max-steps", "9", "--lora_target_modules", "mlp", "--use_peft"]
+    )
     assert (arguments.dataset, arguments.lora_target_modules) == ("rows", ["mlp"])
     assert (config.learning_rate, config.max_steps) == (1e-4, 9)
     assert config.sample_prompts == ["a red circle", "a blue star"]
@@ -334,6 +447,11 @@ ARGUMENTS = {
     ("--geometry", "stretch"): "geometry is 'stretch'; choose pad or center_crop",
     ("--dtype", "int8"): "dtype is 'int8'; choose float32 or bfloat16",
     ("--held_out_share", "1"): "held_out_share is 1.0",
+    ("--lora_r", "8"): "lora_r is given, but no adapter is trained; add use_peft",
+    ("--lora_target_modules", "vision"): "LoRA targets are vision; choose from",
+    ("--eval_split", "train"): "eval_split and train_split are both train",
+    ("--save_only_model", "true"): "save_only_model leaves nothing that a run can go on from",
+    ("--push_to_hub", "true", "--hub_strategy", "every_save"): "hub_strategy is every_save, which would upload",
     ("--max_length", "1024"): "max_length is 1024; leave it unset",
     ("--report_to", "nothing_known"): "report_to names nothing_known, which is not installed",
     ("--resume_from_checkpoint", "x"): "the same command goes on by itself",
@@ -362,6 +480,7 @@ RUNS = {
     ("geometry", "pad"): "has codes for the geometry center_crop, and pad is asked for",
     ("eval_split", "test"): "has no split test",
     ("edit_share", "2"): "edit_share is 2.0",
+    ("attn_implementation", "flash_attention_2"): "[fF]lash",
     ("optim", "adafactor"): "optim_bf16_stochastic_rounding rounds for",
 }
 
@@ -374,6 +493,19 @@ def test_what_cannot_be_trained_leaves_no_folder(dataset, tmp_path, field):
     with pytest.raises(UserError, match=RUNS[field]):
         run(arguments_of(dataset, tmp_path / "tuned", **fields))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "reason"),
+    [
+        (("lr_scheduler_kwargs", '{"nothing": 1}'), "The schedule .* cannot be made; see .*lr_scheduler_kwargs"),
+        (("optim", "grokadamw"), "The optimizer .* cannot be made; see optim"),
+    ],
+)
+def test_what_cannot_be_made_is_a_sentence_and_the_folder_is_free(dataset, tmp_path, field, reason):
+    with pytest.raises(UserError, match=reason):
+        run(arguments_of(dataset, tmp_path / "tuned", held_out_share=0, max_steps=1, **dict([field])))
+    assert run(arguments_of(dataset, tmp_path / "tuned", held_out_share=0, max_steps=1)).log["steps"] == 1
 
 
 # ------------------------------------------------------------------ the program
