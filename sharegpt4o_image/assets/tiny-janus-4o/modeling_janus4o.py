@@ -273,7 +273,7 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
             source_pixel_values: (N, 3, H, W) in [-1, 1].
             source_codes: (N, P), see [`embed_prompt`].
             dropped_source_codes: bool (N, P), see [`embed_prompt`].
-            target_codes: (S, P), the codes to predict; `-100` is not trained.
+            target_codes: (S, P), the codes to predict, or the first of them; `-100` is not trained.
             target_pixel_values: (S, 3, H, W) in [-1, 1], encoded when there are no `target_codes`.
             prompt_lengths: (S,), tokens of each prompt of a packed row: its samples do not see each other.
             labels: (S, P), `-100` where a target code is not trained; any other value is not looked at.
@@ -330,9 +330,13 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
     def _check_target_codes(self, target_codes: Tensor | None, num_samples: int) -> None:
         if target_codes is None:
             return
-        expected = (num_samples, self.config.num_image_tokens)
-        if target_codes.shape != expected:
-            raise ValueError(f"target_codes has shape {tuple(target_codes.shape)}, expected {expected}.")
+        num_codes = self.config.num_image_tokens
+        is_matrix = target_codes.dim() == 2 and len(target_codes) == num_samples
+        if not (is_matrix and 0 < target_codes.shape[1] <= num_codes):
+            raise ValueError(
+                f"target_codes has shape {tuple(target_codes.shape)}, expected {num_samples} rows of {num_codes} codes, "
+                "or of the first of them."
+            )
         self._check_codes(target_codes, "target_codes", is_ignored_allowed=True)
 
     def _hidden_states(
