@@ -334,8 +334,8 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
         is_matrix = target_codes.dim() == 2 and len(target_codes) == num_samples
         if not (is_matrix and 0 < target_codes.shape[1] <= num_codes):
             raise ValueError(
-                f"target_codes has shape {tuple(target_codes.shape)}, expected {num_samples} rows of {num_codes} codes, "
-                "or of the first of them."
+                f"target_codes has shape {tuple(target_codes.shape)}, expected {num_samples} rows of {num_codes} "
+                "codes, or of the first of them."
             )
         self._check_codes(target_codes, "target_codes", is_ignored_allowed=True)
 

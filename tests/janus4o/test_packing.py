@@ -150,9 +150,9 @@ def test_a_saved_model_does_not_ask_for_it(model, tmp_path):
 def test_a_row_that_does_not_add_up_is_refused(model, batch):
     with pytest.raises(ValueError, match=r"packed row is \(1, L\) ids with L the sum of prompt_lengths"):
         model(**batch | {"prompt_lengths": torch.tensor([5, 1, 8])})
+    too_long = torch.cat([batch["target_codes"], batch["target_codes"][:, :1]], dim=1)
     with pytest.raises(ValueError, match=r"target_codes has shape \(3, 65\), expected 3 rows of 64 codes"):
-        codes = batch["target_codes"]
-        model(**batch | {"target_codes": torch.cat([codes, codes[:, :1]], dim=1)})
+        model(**batch | {"target_codes": too_long})
 
 
 def test_older_gpus_and_older_pytorch_go_sample_by_sample(monkeypatch):
