@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 
 from sharegpt4o_image.checkpoints import load_checkpoint
 from sharegpt4o_image.errors import UserError
+from sharegpt4o_image.training import optimizers
 from sharegpt4o_image.training.adapters import lora_config
 from sharegpt4o_image.training.sft_config import Janus4oSFTConfig
 from sharegpt4o_image.training.sft_trainer import Janus4oSFTTrainer
@@ -233,7 +234,7 @@ def test_rounding_is_refused_where_no_weight_is_bf16(tmp_path, base, rows):
 
 @pytest.mark.parametrize("overrides", [EIGHT_BITS, {"optim_bf16_stochastic_rounding": True}])
 def test_a_missing_torchao_is_named_with_the_command(tmp_path, monkeypatch, base, rows, overrides):
-    monkeypatch.setattr("sharegpt4o_image.training.optimizers.find_spec", lambda name: None)
+    monkeypatch.setattr(optimizers, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'needs torchao; type: pip install "sharegpt4o-image\[quantize\]"'):
         make_trainer(tmp_path, base, rows, **overrides)
 
