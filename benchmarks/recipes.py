@@ -1,31 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each mask of the recipe is worth: `tiny-janus-pro` learns to edit under four recipes, three seeds each.
 
-    python benchmarks/recipes.py --work-dir out/recipes [--seeds 0 1 2] [--arms default paper] [--steps 1500]
+    python benchmarks/recipes.py --work-dir out/recipes [--seeds 0 1 2] [--arms default paper] [--steps 1200]
 
 All arms of a seed start from the same weights and see the same rows in the same order, with the same draws: they
 differ in the fields of `ARMS` alone. Each finished run leaves `ARM-SEED/result.json`, and a run that was stopped goes
-on from its last checkpoint, so the command is safe to repeat. All arms of the first seed come first. On one core a
-run of 1,500 steps takes about 15 minutes.
+on from its last checkpoint, so the command is safe to repeat; several commands may share a folder if their arms or
+seeds differ. All arms of the first seed come first. On one core a step takes 0.5 to 0.8 s and a run a quarter of an
+hour.
 
-Measured on held-out edits (`edit_items`: combinations that training never shows), 100 of each kind:
+Measured on held-out edits (`edit_items`: combinations that training never shows), 100 of each kind. Everything below
+was fixed before the first run of the table:
 
 - score: share of the pictures that are right, by what is drawn: `s` is `guidance_scale`, `s'` is `edit_freedom`.
-- kept: of the pixels that the teacher's edit leaves as they are in the source, the share that the drawn picture keeps,
-  too (no channel, in [0, 1], further than `KEPT_TOLERANCE` from the source).
-- error: mean absolute difference to the source over the same pixels.
-- gain: score at s = 2 minus score at s = 1, both at s' = 0.
+- gain: score at s = 1.25 minus score at s = 1, both at s' = 0; and at s = 1.5 minus s = 1, both at s' = 1.
+- kept: of the pixels that the teacher's edit leaves as they are, the share that the drawn picture keeps, too (no
+  channel, in [0, 1], further off than `KEPT_TOLERANCE`), and the same over the pixels of objects; averaged over each
+  picture, then over pictures.
 - loss: mean negative log-likelihood of a code of the teacher's result, with all conditions (cond), without any (null:
   what l_u of the guidance sees) and without the source's codes (part: what l_o sees). `cond_kept` and `cond_edited`
   count the codes that equal the source's, and those that do not.
+- guided loss: the same under the guided logits, which follow from the three passes above.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +50,15 @@ from sharegpt4o_image.evaluation.scene_benchmark import (
 )
 from sharegpt4o_image.evaluation.scene_runner import draw_and_judge
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
+from sharegpt4o_image.janus4o.sampling_janus4o import Guidance
 from sharegpt4o_image.offline_teacher.editing import parse_edit
+from sharegpt4o_image.offline_teacher.renderer import render
 from sharegpt4o_image.training.conditions import Dropout
 from sharegpt4o_image.training.data_collator import DataCollatorForImageGeneration
 from sharegpt4o_image.training.sft_config import Janus4oSFTConfig
 from sharegpt4o_image.training.sft_trainer import Janus4oSFTTrainer
 from sharegpt4o_image.training.tiny_data import edit_rows, text_to_image_rows
+from sharegpt4o_image.training.tiny_model import IMAGE_SIZE
 
 ARMS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -59,9 +66,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "no-code-dropout": {"source_code_dropout": 0.0},
     "no-null": {"null_dropout": 0.0, "instruction_dropout": 0.0},
 }
-# name -> guidance_scale, edit_freedom
-DRAWINGS = {"s=1": (1.0, 0.0), "s=2": (2.0, 0.0), "s=5": (5.0, 0.0), "s=2, s'=1": (2.0, 1.0)}
-LOSSES = {"cond": Dropout(), "null": Dropout(null=1.0), "part": Dropout(source_code=1.0)}
+# guidance_scale, edit_freedom
+DRAWINGS = ((1.0, 0.0), (1.25, 0.0), (1.5, 0.0), (2.0, 0.0), (1.0, 1.0), (1.5, 1.0))
+GAINS = (((1.25, 0.0), (1.0, 0.0)), ((1.5, 1.0), (1.0, 1.0)))  # score of the first minus score of the second
+GUIDED_SCALES = (1.0, 1.25, 1.5, 2.0, 3.0)
+GUIDED_FREEDOMS = (0.0, 1.0, 5.0)
+CONDITIONS = {"cond": Dropout(), "null": Dropout(null=1.0), "part": Dropout(source_code=1.0)}
 KEPT_TOLERANCE = 0.1
 
 NUM_EDITS = 23_000  # drawn; the 0.7 of them that are of the benchmark's kinds are trained
@@ -118,21 +128,26 @@ def train(folder: Path, arm: str, seed: int, steps: int, rows: Dataset) -> Janus
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out edits as pixels (N, 3, H, W) in [-1, 1] and as codes (N, P)."""
+    """Held-out edits as the model sees them, and as the training data draws them: at the model's size."""
 
     items: Sequence[EditItem]
-    source_pixels: Tensor
-    target_pixels: Tensor
-    source_codes: Tensor
-    target_codes: Tensor
+    source_codes: Tensor  # (N, P): of the larger source that is resized, as users' are
+    drawn_source_codes: Tensor  # (N, P): of the source drawn at the model's size
+    target_codes: Tensor  # (N, P)
+    target_pixels: Tensor  # (N, 3, H, W) in [-1, 1]
+    is_unedited: Tensor  # (N, H, W)
+    is_object: Tensor  # (N, H, W): where the source shows an object
 
     @classmethod
     def make(cls, model: Janus4oForImageGeneration, processor: Janus4oProcessor, num_per_kind: int) -> "HeldOut":
         """Drawn by the offline teacher, encoded by the model."""
         items = edit_items(num_per_kind)
-        sources = processor.source_pixels([source_picture(item) for item in items])
-        targets = processor.source_pixels([teacher_picture(item) for item in items])
-        return cls(items, sources, targets, model.encode_image(sources), model.encode_image(targets))
+        resized = processor.source_pixels([source_picture(item) for item in items])
+        sources = processor.source_pixels([source_picture(item, IMAGE_SIZE) for item in items])
+        targets = processor.source_pixels([teacher_picture(item, IMAGE_SIZE) for item in items])
+        empty = processor.source_pixels([render(replace(item.source, objects=()), IMAGE_SIZE) for item in items])
+        codes = (model.encode_image(pixels) for pixels in (resized, sources, targets))
+        return cls(items, *codes, targets, (sources == targets).all(1), (sources != empty).any(1))
 
     def rows(self) -> list[dict[str, Any]]:
         """As the collator reads them."""
@@ -147,49 +162,74 @@ class HeldOut:
             for index, item in enumerate(self.items)
         ]
 
-    def preservation(self, drawn: Tensor) -> dict[str, float]:
-        """`kept` and `error` of drawn pictures (N, 3, H, W) in [-1, 1]: pixels of all pictures count alike."""
-        is_unedited = (self.source_pixels == self.target_pixels).all(1)  # (N, H, W)
-        distance = ((drawn - self.source_pixels) / 2).abs()  # (N, 3, H, W)
-        is_kept = distance.amax(1) <= KEPT_TOLERANCE
-        return {
-            "kept": float(is_kept[is_unedited].float().mean()),
-            "error": float(distance.mean(1)[is_unedited].mean()),
+    def preservation(self, drawn: Tensor) -> dict[str, Any]:
+        """Shares that drawn pictures (N, 3, H, W) in [-1, 1] keep of what the teacher's edit leaves as it is."""
+        is_kept = ((drawn - self.target_pixels) / 2).abs().amax(1) <= KEPT_TOLERANCE  # (N, H, W)
+        shares = {
+            "kept": share_of_each(is_kept, self.is_unedited),
+            "kept objects": share_of_each(is_kept, self.is_unedited & self.is_object),
         }
+        kinds = np.array([item.kind for item in self.items])
+        found: dict[str, Any] = {name: float(np.nanmean(values)) for name, values in shares.items()}
+        for name, values in shares.items():
+            found[f"{name} by kind"] = {kind: float(np.nanmean(values[kinds == kind])) for kind in EDIT_KINDS}
+        return found
+
+
+def share_of_each(is_kept: Tensor, where: Tensor) -> np.ndarray:
+    """For each picture the share of the pixels `where` that are kept; NaN for pictures without such pixels."""
+    counts = where.sum((1, 2)).float()
+    return ((is_kept & where).sum((1, 2)) / counts.where(counts > 0, torch.nan)).numpy()
 
 
 @torch.no_grad()
-def losses(model: Janus4oForImageGeneration, processor: Janus4oProcessor, held_out: HeldOut) -> dict[str, float]:
-    """Held-out losses by which conditions the model is given."""
+def log_probabilities(
+    model: Janus4oForImageGeneration, processor: Janus4oProcessor, held_out: HeldOut
+) -> dict[str, Tensor]:
+    """Of every code (N, P, V) before each of the teacher's codes, by which conditions the model is given."""
     found = {}
-    for name, dropout in LOSSES.items():
+    rows = held_out.rows()
+    for name, dropout in CONDITIONS.items():
         collate = DataCollatorForImageGeneration(processor, dropout, row_layout="padded")
-        rows = held_out.rows()
         parts = []
         for start in range(0, len(rows), LOSS_BATCH):
             batch = collate(rows[start : start + LOSS_BATCH])
             for column in ("is_edit", "sample_ids", "skipped"):
                 del batch[column]
-            parts.append(model(**batch).token_losses)
-        by_code = torch.cat(parts)  # (N, P)
-        found[name] = float(by_code.mean())
-        if name == "cond":
-            is_kept = held_out.source_codes == held_out.target_codes
-            found |= {"cond_kept": float(by_code[is_kept].mean()), "cond_edited": float(by_code[~is_kept].mean())}
+            parts.append(model(**batch).logits.float().log_softmax(-1))
+        found[name] = torch.cat(parts)
     return found
+
+
+def losses(known: dict[str, Tensor], held_out: HeldOut) -> dict[str, float]:
+    """Mean negative log-likelihood of a held-out code, by the conditions and by guidance."""
+    wanted = held_out.target_codes[..., None]
+    by_code = {name: -values.gather(-1, wanted)[..., 0] for name, values in known.items()}
+    found = {name: float(values.mean()) for name, values in by_code.items()}
+    is_kept = held_out.drawn_source_codes == held_out.target_codes
+    found["cond_kept"] = float(by_code["cond"][is_kept].mean())
+    found["cond_edited"] = float(by_code["cond"][~is_kept].mean())
+    for freedom, scale in itertools.product(GUIDED_FREEDOMS, GUIDED_SCALES):
+        guided = Guidance(scale, freedom).guide(known | {"uncond": known["null"]}).log_softmax(-1)
+        found[f"guided {setting_name(scale, freedom)}"] = float(-guided.gather(-1, wanted).mean())
+    return found
+
+
+def setting_name(scale: float, freedom: float) -> str:
+    """Such as `s=1.25, s'=0`."""
+    return f"s={scale:g}, s'={freedom:g}"
 
 
 def measure(model: Janus4oForImageGeneration, processor: Janus4oProcessor, held_out: HeldOut) -> dict[str, Any]:
     """Scores and preservation of each way to draw, and the losses."""
-    result: dict[str, Any] = {"losses": losses(model, processor, held_out)}
-    for name, (scale, freedom) in DRAWINGS.items():
+    result: dict[str, Any] = {"losses": losses(log_probabilities(model, processor, held_out), held_out)}
+    for scale, freedom in DRAWINGS:
         scored = draw_and_judge(model, processor, held_out.items, guidance_scale=scale, edit_freedom=freedom)
-        result[name] = {
+        result[setting_name(scale, freedom)] = {
             "score": sum(verdict.correct for verdict in scored.verdicts) / len(scored.verdicts),
             "kinds": scored.table,
             **held_out.preservation(processor.source_pixels(scored.pictures)),
         }
-    result["gain"] = result["s=2"]["score"] - result["s=1"]["score"]
     return result
 
 
@@ -233,23 +273,30 @@ def run(work_dir: Path, arm: str, seed: int, steps: int, num_per_kind: int) -> d
 
 
 def figures(result: dict[str, Any]) -> dict[str, float]:
-    """The columns of the table."""
-    columns = {f"score {name}": result[name]["score"] for name in DRAWINGS}
-    columns |= {"gain": result["gain"], "kept": result["s=2"]["kept"], "error": result["s=2"]["error"]}
-    return columns | {f"loss {name}": value for name, value in result["losses"].items()}
+    """The lines of the table."""
+    lines = {}
+    for setting in DRAWINGS:
+        name = setting_name(*setting)
+        lines |= {f"{measured}, {name}": result[name][measured] for measured in ("score", "kept", "kept objects")}
+    for first, second in GAINS:
+        names = setting_name(*first), setting_name(*second)
+        lines[f"gain, {names[0]} over {names[1]}"] = result[names[0]]["score"] - result[names[1]]["score"]
+    return lines | {f"loss {name}": value for name, value in result["losses"].items()}
 
 
 def print_table(results: Sequence[dict[str, Any]]) -> None:
-    """A Markdown table: for each arm the mean over its seeds and, in brackets, least and largest."""
-    names = list(figures(results[0]))
-    print(f"| recipe | seeds | {' | '.join(names)} |\n{'|---' * (len(names) + 2)}|")
-    for arm in dict.fromkeys(result["arm"] for result in results):
-        runs = [figures(result) for result in results if result["arm"] == arm]
+    """A Markdown table with a column for each arm: mean over its seeds and, in brackets, least and largest."""
+    columns: dict[str, list[dict[str, float]]] = {}
+    for result in results:
+        columns.setdefault(result["arm"], []).append(figures(result))
+    heads = [f"{arm} ({len(runs)} seeds)" for arm, runs in columns.items()]
+    print(f"| measured | {' | '.join(heads)} |\n{'|---' * (len(heads) + 1)}|")
+    for name in figures(results[0]):
         cells = []
-        for name in names:
+        for runs in columns.values():
             values = [run[name] for run in runs]
             cells.append(f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})")
-        print(f"| {arm} | {len(runs)} | {' | '.join(cells)} |", flush=True)
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
@@ -257,7 +304,7 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, required=True, help="rows, checkpoints and results")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=1_500, help=f"of {BATCH_SIZE} samples")
+    parser.add_argument("--steps", type=int, default=1_200, help=f"of {BATCH_SIZE} samples")
     parser.add_argument("--limit", type=int, default=100, help="held-out edits of each kind")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -266,6 +313,7 @@ def main() -> None:
     model, processor = load_checkpoint(TINY_JANUS_PRO, "float32")
     known = reference(model, processor, HeldOut.make(model, processor, options.limit))
     print(json.dumps({name: {k: v for k, v in row.items() if k != "kinds"} for name, row in known.items()}))
+    training_rows(options.work_dir)
     results: list[dict[str, Any]] = []
     for seed in options.seeds:
         for arm in options.arms:
