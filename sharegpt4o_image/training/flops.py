@@ -18,9 +18,9 @@ from sharegpt4o_image.janus4o import Janus4oForImageGeneration
 # high, for the H100 and later) and, for the RTX 4090, its Ada white paper. The first that matches counts.
 _PEAKS = (
     (r"\bA100\b|\bA800\b", 312e12),
-    (r"\bH100 PCIe", 756e12),
+    (r"\bH[18]00 PCIe", 756e12),
     (r"\bH100 NVL|\bH200 NVL", 835e12),
-    (r"\bG?H100\b|\bG?H200\b", 989e12),
+    (r"\bG?H100\b|\bG?H200\b|\bH800\b", 989e12),
     (r"\bL40S\b", 362e12),
     (r"\bRTX 4090$", 165e12),
     (r"\bB200\b", 2250e12),

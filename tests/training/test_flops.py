@@ -108,7 +108,8 @@ def test_a_step_of_the_7b_takes_what_the_reference_says():
 def test_peaks_are_found_by_name():
     known = {
         "NVIDIA A100-SXM4-80GB": 312, "NVIDIA A800-SXM4-80GB": 312, "NVIDIA H100 80GB HBM3": 989,
-        "NVIDIA H100 PCIe": 756, "NVIDIA H200": 989, "NVIDIA H200 NVL": 835, "NVIDIA L40S": 362,
+        "NVIDIA H100 PCIe": 756, "NVIDIA H800": 989, "NVIDIA H800 PCIe": 756,
+        "NVIDIA H200": 989, "NVIDIA H200 NVL": 835, "NVIDIA L40S": 362,
         "NVIDIA GeForce RTX 4090": 165, "NVIDIA B200": 2250,
     }  # fmt: skip
     assert {name: peak_flops_per_second(name) / TERA for name in known} == known
