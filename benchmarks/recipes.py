@@ -146,8 +146,10 @@ class HeldOut:
         sources = processor.source_pixels([source_picture(item, IMAGE_SIZE) for item in items])
         targets = processor.source_pixels([teacher_picture(item, IMAGE_SIZE) for item in items])
         empty = processor.source_pixels([render(replace(item.source, objects=()), IMAGE_SIZE) for item in items])
-        codes = (model.encode_image(pixels) for pixels in (resized, sources, targets))
-        return cls(items, *codes, targets, (sources == targets).all(1), (sources != empty).any(1))
+        codes = [model.encode_image(pixels) for pixels in (resized, sources, targets)]
+        return cls(
+            items, codes[0], codes[1], codes[2], targets, (sources == targets).all(1), (sources != empty).any(1)
+        )
 
     def rows(self) -> list[dict[str, Any]]:
         """As the collator reads them."""
@@ -274,7 +276,7 @@ def run(work_dir: Path, arm: str, seed: int, steps: int, num_per_kind: int) -> d
 
 def figures(result: dict[str, Any]) -> dict[str, float]:
     """The lines of the table."""
-    lines = {}
+    lines: dict[str, float] = {}
     for setting in DRAWINGS:
         name = setting_name(*setting)
         lines |= {f"{measured}, {name}": result[name][measured] for measured in ("score", "kept", "kept objects")}

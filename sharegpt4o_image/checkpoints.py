@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints by name: the shipped tiny ones, a folder, or a Hub id -> model and processor."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sharegpt4o_image.errors import UserError
 
@@ -40,17 +42,56 @@ def load_checkpoint(name: str, dtype: str = "auto") -> "tuple[Janus4oForImageGen
     `dtype` is the checkpoint's own by default; train in `"float32"`.
     """
     import torch
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
 
     from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
 
     folder = resolve_checkpoint(name)
-    try:
+    with _told_as_user_error(name):
         model = Janus4oForImageGeneration.from_pretrained(folder, dtype=dtype).eval()
         processor = Janus4oProcessor.from_pretrained(folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device), processor
+
+
+def load_image_tokenizer(name: str) -> "tuple[Janus4oForImageGeneration, Janus4oProcessor]":
+    """As [`load_checkpoint`] for `encode_image` and `decode_image` alone: no other part of the model holds anything.
+
+    Of a checkpoint of 15 GB it reads 0.3.
+    """
+    import torch
+    from transformers.models.janus.modeling_janus import JanusVQVAE
+
+    from sharegpt4o_image.janus4o import Janus4oConfig, Janus4oForImageGeneration, Janus4oProcessor
+
+    class ImageTokenizer(JanusVQVAE):
+        # The rest of the checkpoint, without a warning.
+        _keys_to_ignore_on_load_unexpected = {"."}  # noqa: RUF012 (transformers declares it so)
+
+    folder = resolve_checkpoint(name)
+    with _told_as_user_error(name):
+        config: Any = Janus4oConfig.from_pretrained(folder)
+        loaded: Any = ImageTokenizer.from_pretrained(
+            folder, config=config.vq_config, dtype=torch.float32, key_mapping={r"^model\.vqmodel\.": ""},
+            output_loading_info=True,
+        )  # fmt: skip
+        vqmodel, report = loaded
+        if report["missing_keys"]:
+            raise ValueError(f"it has no {min(report['missing_keys'])} of the image tokenizer")
+        with torch.device("meta"):
+            model = Janus4oForImageGeneration(config).eval()
+        processor = Janus4oProcessor.from_pretrained(folder)
+    model.model.vqmodel = vqmodel.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model, processor
+
+
+@contextmanager
+def _told_as_user_error(name: str) -> Iterator[None]:
+    """Name the checkpoint that cannot be loaded, and why."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except (OSError, ValueError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"The checkpoint {name} cannot be loaded: {reason}") from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device), processor

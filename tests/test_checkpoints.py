@@ -2,15 +2,23 @@
 """The two shipped checkpoints: small, loadable as users load them, and able to do what their READMEs say."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from sharegpt4o_image.checkpoints import ASSETS_DIR, TINY_JANUS_4O, TINY_JANUS_PRO, load_checkpoint, resolve_checkpoint
+from sharegpt4o_image.checkpoints import (
+    ASSETS_DIR,
+    TINY_JANUS_4O,
+    TINY_JANUS_PRO,
+    load_checkpoint,
+    load_image_tokenizer,
+    resolve_checkpoint,
+)
 from sharegpt4o_image.errors import UserError
-from sharegpt4o_image.evaluation.scene_benchmark import edit_items, prompt_items
+from sharegpt4o_image.evaluation.scene_benchmark import edit_items, prompt_items, source_picture
 from sharegpt4o_image.evaluation.scene_runner import draw_and_judge
 from sharegpt4o_image.tiny_release import _readme
 
@@ -114,6 +122,24 @@ def test_only_the_fine_tuned_one_edits():
         right[name] = sum(verdict.correct for verdict in draw_and_judge(model, processor, items).verdicts)
     assert right[TINY_JANUS_4O] >= 12
     assert right[TINY_JANUS_PRO] <= 6
+
+
+def test_the_image_tokenizer_is_loaded_alone():
+    whole, _ = load_checkpoint(TINY_JANUS_4O)
+    tokenizer, processor = load_image_tokenizer(TINY_JANUS_4O)
+    pixels = processor.source_pixels([source_picture(item) for item in edit_items(2)])
+    assert tokenizer.encode_image(pixels).equal(whole.encode_image(pixels))
+    held = {name for name, weight in tokenizer.named_parameters() if weight.device.type != "meta"}
+    assert held == {name for name, _ in whole.named_parameters() if name.startswith("model.vqmodel.")}
+
+
+def test_a_checkpoint_without_its_image_tokenizer_is_refused(tmp_path):
+    folder = shutil.copytree(ASSETS_DIR / TINY_JANUS_4O, tmp_path / "bare")
+    weights = load_file(folder / "model.safetensors")
+    bare = {name: weight for name, weight in weights.items() if not name.startswith("model.vqmodel.")}
+    save_file(bare, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"bare cannot be loaded: it has no .* of the image tokenizer"):
+        load_image_tokenizer(str(folder))
 
 
 def test_an_unknown_name_is_refused_with_the_names_there_are():

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from sharegpt4o_image.checkpoints import load_checkpoint
+from sharegpt4o_image.checkpoints import load_image_tokenizer
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
 from sharegpt4o_image.janus4o.processing_janus4o import GEOMETRIES
@@ -90,7 +90,7 @@ def encode_dataset(
     if geometry not in GEOMETRIES:
         raise UserError(f"there is no geometry {geometry!r}; choose {' or '.join(GEOMETRIES)}")
     files = find_data_files(dataset_dir)
-    model, processor = load_checkpoint(model_name)
+    model, processor = load_image_tokenizer(model_name)
     processor.geometry = geometry
     store = CodeStore(dataset_dir, tokenizer_fingerprint(model, processor))
     pending = [file for file in files if store.find_fault(file)]
@@ -186,7 +186,7 @@ def _start_worker(job: _Job, num_started: "Synchronized[int]", num_rows: "Synchr
     torch.set_num_threads(max(1, torch.get_num_threads() // job.num_processes))
     if torch.cuda.is_available():
         torch.cuda.set_device(rank % torch.cuda.device_count())
-    model, processor = load_checkpoint(job.model_name)
+    model, processor = load_image_tokenizer(job.model_name)
     processor.geometry = job.store.fingerprint.geometry
 
     def count_row() -> None:

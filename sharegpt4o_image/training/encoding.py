@@ -53,7 +53,7 @@ def encode_images(
 def encode_pixels(model: Janus4oForImageGeneration, pixels: Sequence[Tensor]) -> np.ndarray:
     """Pixel values, some (n, 3, H, W) -> the codes of all, uint16 `(N, P)`."""
     with torch.inference_mode():
-        codes_NP = model.encode_image(torch.cat(list(pixels)).to(model.device))
+        codes_NP = model.encode_image(torch.cat(list(pixels)))
     return codes_NP.cpu().numpy().astype(np.uint16)
 
 

@@ -45,6 +45,7 @@ from sharegpt4o_image.training.sample_order import EpochTeller, SampleOrder, mix
 from sharegpt4o_image.training.sample_watch import SampleWatch
 from sharegpt4o_image.training.sft_config import Janus4oSFTConfig
 from sharegpt4o_image.training.sharding import (
+    check_parallelism,
     check_rows,
     image_tokenizer_weights,
     keep_sums_in_full_precision,
@@ -169,6 +170,7 @@ class Janus4oSFTTrainer(trl.SFTTrainer):
 
     def _check_sharding(self) -> None:
         args = self.args
+        check_parallelism(self.accelerator.parallelism_config)
         if not self.is_deepspeed_enabled:  # which keeps fp32 copies of its own
             check_rounding(self.model, args)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -483,5 +485,6 @@ def _check_arguments(args: Any, given: dict[str, Any]) -> None:
     for name, remedy in _UNUSED.items():
         if given.get(name) is not None:
             raise UserError(f"{name} is of no use here: {remedy}.")
+    check_parallelism(args.parallelism_config)
     check_method(given.get("peft_config"))
     check_optimizer(args)

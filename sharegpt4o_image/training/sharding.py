@@ -45,6 +45,15 @@ def unsharded_class(model: nn.Module) -> Iterator[None]:
         model.__class__ = sharded
 
 
+def check_parallelism(config: Any) -> None:
+    """Refuse to cut samples or layers apart (accelerate's `ParallelismConfig`, or `None`)."""
+    if config is not None and config.non_data_parallel_size > 1:
+        raise UserError(
+            "parallelism_config sets tp_size, cp_size or sp_size; leave them at 1: samples are packed and counted "
+            "whole. configs/accelerate/fsdp2.yaml spreads the weights."
+        )
+
+
 def check_rows(rows: Dataset, has_edits: bool, is_half_precision: bool, zero_stage: int) -> None:
     """Refuse what FSDP and DeepSpeed (`zero_stage`, 0 for FSDP) cannot train, or not rightly.
 

@@ -12,6 +12,7 @@ import warnings
 import pytest
 import torch
 import trl
+from accelerate import ParallelismConfig
 from datasets import Dataset, Features, Image, List, Value, concatenate_datasets, load_dataset
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
@@ -410,6 +411,11 @@ def test_values_that_would_act_in_vain_or_wrongly_are_refused(tmp_path, fields, 
 def test_arguments_that_would_act_in_vain_are_refused(tmp_path, rows, processor, name):
     with pytest.raises(UserError, match=f"{name} is of no use here"):
         make(tmp_path, rows, processor, **{name: print})
+
+
+def test_parallelism_that_cuts_samples_apart_is_refused(tmp_path, rows, processor):
+    with pytest.raises(UserError, match=r"parallelism_config sets tp_size, cp_size or sp_size; leave them at 1"):
+        make(tmp_path, rows, processor, args=config(tmp_path, parallelism_config=ParallelismConfig(cp_size=2)))
 
 
 def test_a_processor_that_does_not_fit_is_refused(tmp_path, rows, processor):
