@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompts and pictures -> tensors: layouts token for token, geometry, and pictures of every kind."""
 
+import copy
 import io
 import json
 
@@ -232,6 +233,28 @@ def test_cmyk_grey_and_rotated_pictures(tmp_path):
     exif[0x0112] = 6  # lies on its side
     Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
     assert read_picture(tmp_path / "turned.jpg").size == (20, 40)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.webp", "a.bmp", "a.gif", "a.ppm"])
+def test_what_was_read_can_be_read_again(tmp_path, name):
+    """Files are closed by then, and nothing was copied that could stay as it is."""
+    Image.effect_noise((20, 16), 90).convert("RGB").save(tmp_path / name)
+    once = read_picture(tmp_path / name)
+    twice = read_picture(once)
+    assert (once.mode, twice.mode, twice.size) == ("RGB", "RGB", (20, 16))
+    assert twice.tobytes() == once.tobytes() == Image.open(tmp_path / name).convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("size", [(40, 20), (20, 40), (64, 64), (32, 32)])
+def test_a_crop_is_the_middle_resized_by_the_image_processor(processor, size):
+    picture = Image.effect_noise(size, 90).convert("RGB")
+    side = min(size)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    middle = picture.crop((left, top, left + side, top + side))
+    cropped = copy.copy(processor)
+    cropped.geometry = "center_crop"
+    expected = processor.image_processor(images=[middle], return_tensors="pt")["pixel_values"]
+    assert cropped.source_pixels([picture]).equal(expected)
 
 
 def test_bad_pictures_are_refused_in_one_sentence(processor, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from transformers import BatchFeature, JanusProcessor
 
@@ -218,10 +218,12 @@ class Janus4oProcessor(JanusProcessor):
         return square
 
     def crop_to_square(self, picture: Image.Image) -> Image.Image:
-        """Cut the longer side to the shorter one's length, around the middle."""
-        side = min(picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        return picture.crop((left, top, left + side, top + side))
+        """Cut the longer side to the shorter one's length, around the middle, and resize to the model's side."""
+        side, shorter = self.image_processor.size["height"], min(picture.size)
+        if picture.width != picture.height:
+            left, top = (picture.width - shorter) // 2, (picture.height - shorter) // 2
+            picture = picture.crop((left, top, left + shorter, top + shorter))
+        return picture.resize((side, side), Image.Resampling.BICUBIC)
 
     def content_box(self, source_size: tuple[int, int]) -> tuple[int, int, int, int]:
         """Where a picture of that width and height lies in the padded square: left, top, right, bottom."""
@@ -296,7 +298,9 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode not in _MODES:
         raise ValueError(f"{name} has the mode {image.mode!r}; known are {', '.join(_MODES)}.")
     try:
-        upright = ImageOps.exif_transpose(image)
+        image.load()
+        is_upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        upright = image if is_upright else ImageOps.exif_transpose(image)  # which copies in any case
     except OSError as error:
         raise ValueError(f"{name} cannot be read ({error}); it may be truncated.") from error
     if upright.mode.startswith("I"):  # 16 bits a pixel: 65535 is white
@@ -304,7 +308,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if upright.has_transparency_data:
         rgba = upright.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return upright.convert("RGB")
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
 
 
 def images_per_prompt(image: Images | None, num_prompts: int) -> list[list[ImageInput]] | None:
