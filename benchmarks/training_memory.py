@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory the states of training take, by setup: weights, gradients and the optimizer's two moments.
+"""How much memory the states of training take, by setup: weights, gradients, the two moments, the average.
 
     python benchmarks/training_memory.py [--json out/training_memory.json]
     python benchmarks/training_memory.py --measure [--json out/training_memory_measured.json]
@@ -29,6 +29,7 @@ from sharegpt4o_image.training.adapters import lora_config
 from sharegpt4o_image.training.sft_config import Janus4oSFTConfig
 from sharegpt4o_image.training.sft_trainer import Janus4oSFTTrainer, freeze_unused
 from sharegpt4o_image.training.tiny_data import edit_rows, text_to_image_rows
+from sharegpt4o_image.training.weight_average import WeightAverage
 
 MIB = 2**20
 FP32, BF16 = 4, 2
@@ -43,6 +44,7 @@ class Setup:
     weight: int
     moment: float
     is_lora: bool = False  # adapters are fp32, whatever the base is (peft)
+    has_average: bool = False  # `ema_decay`, fp32
     options: dict[str, Any] = field(default_factory=dict)  # of the configuration
 
     @property
@@ -58,6 +60,9 @@ SETUPS = {
     "bf16 weights, 8-bit AdamW, rounded at random": Setup(
         BF16, EIGHT_BITS, options=_ROUNDED | {"optim": "adamw_torch_8bit"}
     ),
+    "the same with ema_decay": Setup(
+        BF16, EIGHT_BITS, has_average=True, options=_ROUNDED | {"optim": "adamw_torch_8bit", "ema_decay": 0.999}
+    ),
     "LoRA (r=32) on bf16 weights, AdamW": Setup(BF16, FP32, is_lora=True),
 }
 
@@ -69,6 +74,7 @@ def states(setup: Setup, counts: dict[str, int]) -> dict[str, float]:
         "weights": setup.trained_weight * trained + setup.weight * frozen + FP32 * tokenizer,
         "gradients": setup.trained_weight * trained,
         "moments": 2 * setup.moment * trained,
+        "average": FP32 * trained * setup.has_average,
     }
     return found | {"all": sum(found.values())}
 
@@ -129,10 +135,12 @@ def measure(setup: Setup) -> dict[str, float]:
         )
         trainer.train()
     moments = [state[name] for state in trainer.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    averages = [one for one in trainer.callback_handler.callbacks if isinstance(one, WeightAverage)]
     found: dict[str, float] = {
         "weights": num_bytes(trainer.model.parameters()),
         "gradients": gradients.num_bytes,
         "moments": num_bytes(moments),
+        "average": sum(num_bytes(one.averages.values()) for one in averages),
     }
     return found | {"all": sum(found.values())}
 

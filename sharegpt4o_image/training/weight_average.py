@@ -46,7 +46,7 @@ class WeightAverage(TrainerCallback):
             )
         untyped: Any = trainer  # transformers leaves open what a trainer's model and arguments may be
         self._trainer, self._decay = untyped, untyped.args.ema_decay
-        self._averages: dict[str, Tensor] = {}  # what this process holds of each
+        self.averages: dict[str, Tensor] = {}  # what this process holds of each
         self._is_sharded = False
         self._restored_from: Path | None = None
 
@@ -54,7 +54,7 @@ class WeightAverage(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin with the weights, or with the average of the checkpoint that the run goes on from."""
         self._is_sharded = any(isinstance(parameter, DTensor) for parameter in self._trainer.model.parameters())
-        self._averages = {name: weight.to(torch.float32, copy=True) for name, weight in self._weights()}
+        self.averages = {name: weight.to(torch.float32, copy=True) for name, weight in self._weights()}
         if self._restored_from is not None:
             self._restore(self._restored_from)
             self._restored_from = None
@@ -64,7 +64,7 @@ class WeightAverage(TrainerCallback):
         """Move the average towards the new weights."""
         share = 1 - decay_at(state.global_step + 1, self._decay)
         for name, weight in self._weights():
-            self._averages[name].lerp_(weight.float(), share)
+            self.averages[name].lerp_(weight.float(), share)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save the model (the adapter, for LoRA) and its processor with the averaged weights, in `ema/`."""
@@ -90,7 +90,7 @@ class WeightAverage(TrainerCallback):
         """The model with the averaged weights, for a while; its own wait on the host."""
         kept = {name: weight.to("cpu", copy=True) for name, weight in self._weights()}
         for name, weight in self._weights():
-            weight.copy_(self._averages[name])
+            weight.copy_(self.averages[name])
         try:
             yield
         finally:
@@ -109,7 +109,7 @@ class WeightAverage(TrainerCallback):
     def save(self, checkpoint: str) -> None:
         """Write the average into a checkpoint; processes that hold shards write one file each."""
         if self._is_sharded or self._trainer.args.should_save:
-            save_file(self._averages, self._file(checkpoint))
+            save_file(self.averages, self._file(checkpoint))
 
     def restore_from(self, checkpoint: str) -> None:
         """Go on with the average of a checkpoint when training begins."""
@@ -123,12 +123,12 @@ class WeightAverage(TrainerCallback):
             raise UserError(
                 f"{path} is damaged ({error}); delete {checkpoint} to go on from the one before."
             ) from error
-        if stored.keys() != self._averages.keys():
+        if stored.keys() != self.averages.keys():
             raise UserError(
                 f"{path} is not there or has other parameters than this run trains, so the average cannot go on; "
                 "leave ema_decay out, or resume on as many processes and with the settings it was saved with."
             )
-        for name, average in self._averages.items():
+        for name, average in self.averages.items():
             average.copy_(stored[name])
 
     def _file(self, checkpoint: str | Path) -> Path:

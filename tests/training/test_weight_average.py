@@ -69,8 +69,8 @@ def averaged(weights, decay, dtype=torch.float32):
         with torch.no_grad():
             model.weight.fill_(weight)
         average.on_optimizer_step(None, SimpleNamespace(global_step=step), None)
-    assert set(average._averages) == {"weight"}
-    return average._averages["weight"]
+    assert set(average.averages) == {"weight"}
+    return average.averages["weight"]
 
 
 def test_an_image_tokenizer_that_deepspeed_rounded_is_put_back(tmp_path, rows):
@@ -154,6 +154,13 @@ def test_a_run_ends_with_a_folder_of_averaged_weights(whole_run):
     assert not torch.equal(model.get_parameter(WATCHED), trainer.model.get_parameter(WATCHED))
 
 
+def test_it_moves_once_for_each_update_when_gradients_are_accumulated(tmp_path, rows):
+    by_hand = ByHand()
+    trainer_of(tmp_path, rows, [by_hand], max_steps=2, gradient_accumulation_steps=2).train()
+    model = Janus4oForImageGeneration.from_pretrained(tmp_path / "ema")
+    torch.testing.assert_close(model.get_parameter(WATCHED).double(), by_hand.average, atol=1e-6, rtol=1e-5)
+
+
 def test_a_resumed_run_has_the_same_average(tmp_path, rows, whole_run):
     with pytest.raises(InterruptedError):
         trainer_of(tmp_path, rows, [StopsAt(3)]).train()
@@ -233,7 +240,7 @@ def test_of_an_adapter_only_the_adapter_is_averaged(tmp_path, rows):
     saved = load_file(tmp_path / "ema" / "adapter_model.safetensors")
     assert all("lora_" in name for name in saved)
     assert not (tmp_path / "ema" / "model.safetensors").exists()
-    averages = {name.replace(".default", ""): average for name, average in trainer._average._averages.items()}
+    averages = {name.replace(".default", ""): average for name, average in trainer._average.averages.items()}
     assert saved.keys() == averages.keys()
     assert all(torch.equal(saved[name], averages[name]) for name in saved)
 
