@@ -172,10 +172,17 @@ class HeldOut:
             "kept objects": share_of_each(is_kept, self.is_unedited & self.is_object),
         }
         kinds = np.array([item.kind for item in self.items])
-        found: dict[str, Any] = {name: float(np.nanmean(values)) for name, values in shares.items()}
+        found: dict[str, Any] = {}
         for name, values in shares.items():
-            found[f"{name} by kind"] = {kind: float(np.nanmean(values[kinds == kind])) for kind in EDIT_KINDS}
+            found[name] = mean_of_known(values)
+            found[f"{name} by kind"] = {kind: mean_of_known(values[kinds == kind]) for kind in EDIT_KINDS}
         return found
+
+
+def mean_of_known(values: np.ndarray) -> float | None:
+    """Mean of what is not NaN, if there is any."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
 
 
 def share_of_each(is_kept: Tensor, where: Tensor) -> np.ndarray:

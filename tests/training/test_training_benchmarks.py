@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -123,16 +124,41 @@ def test_arms_differ_in_the_named_fields_alone(benchmark):
 
 def test_preservation_counts_pixels_that_the_edit_leaves_alone(benchmark):
     recipes = benchmark("recipes")
-    source = torch.full((1, 3, 2, 2), -1.0)
+    source = torch.full((2, 3, 2, 2), -1.0)
     target = source.clone()
     target[:, :, 0, 0] = 1.0  # the edit
-    held_out = recipes.HeldOut([], source, target, torch.zeros(1, 4), torch.zeros(1, 4))
-    assert held_out.preservation(source) == held_out.preservation(target) == {"kept": 1.0, "error": 0.0}
+    is_object = torch.zeros(2, 2, 2, dtype=torch.bool)
+    is_object[0, 1] = True  # the lower row of the first picture; the second has no object
+    items = [SimpleNamespace(kind=kind) for kind in ("recolor", "remove")]
+    codes = torch.zeros(2, 4)
+    held_out = recipes.HeldOut(items, codes, codes, codes, target, (source == target).all(1), is_object)
+    whole = held_out.preservation(source)
+    assert whole == held_out.preservation(target)
+    assert (whole["kept"], whole["kept objects"]) == (1, 1)
     drawn = target.clone()
-    drawn[:, 0, 1, 1] = -0.4  # one channel of one of three pixels, by 0.3 of the range from 0 to 1
+    drawn[0, 0, 1, 1] = -0.4  # one channel of one of three pixels, by 0.3 of the range from 0 to 1
     found = held_out.preservation(drawn)
-    assert found["kept"] == pytest.approx(2 / 3)
-    assert found["error"] == pytest.approx(0.3 / 9)
+    assert found["kept"] == pytest.approx((2 / 3 + 1) / 2)
+    assert found["kept objects"] == pytest.approx(1 / 2)
+    assert found["kept by kind"] == {"recolor": pytest.approx(2 / 3), "remove": 1, "background": None}
+    assert found["kept objects by kind"] == {"recolor": 0.5, "remove": None, "background": None}
+
+
+def test_the_guided_loss_follows_from_the_three_passes(benchmark):
+    recipes = benchmark("recipes")
+    generator = torch.Generator().manual_seed(0)
+    logits = {name: torch.randn(1, 2, 5, generator=generator) for name in ("cond", "null", "part")}
+    known = {name: values.log_softmax(-1) for name, values in logits.items()}
+    targets = torch.tensor([[3, 1]])
+    held_out = recipes.HeldOut([], targets, torch.tensor([[3, 0]]), targets, *[torch.zeros(1)] * 3)
+    found = recipes.losses(known, held_out)
+    mixed = (logits["cond"] + 5 * logits["part"]) / 6
+    guided = logits["null"] + 1.5 * (mixed - logits["null"])
+    expected = torch.nn.functional.cross_entropy(guided[0], targets[0])
+    assert found["guided s=1.5, s'=5"] == pytest.approx(expected.item())
+    assert found["guided s=1, s'=0"] == pytest.approx(found["cond"])
+    assert found["cond_kept"] == pytest.approx(-known["cond"][0, 0, 3].item())
+    assert found["cond_edited"] == pytest.approx(-known["cond"][0, 1, 1].item())
 
 
 def test_a_finished_run_is_not_made_again(benchmark, tmp_path):
@@ -158,8 +184,8 @@ def test_an_experiment_ends_with_a_table(benchmark, monkeypatch, tmp_path, capsy
     recipes.main()
     again = json.loads((tmp_path / "recipes.json").read_text())["runs"]
     assert [(run["arm"], run["steps"]) for run in again] == [("default", 2), ("no-null", 2)]
-    assert "| no-null | 1 |" in first
-    assert set(again[0]["losses"]) == {"cond", "cond_kept", "cond_edited", "null", "part"}
+    assert "| measured | default (1 seeds) | no-null (1 seeds) |" in first
+    assert set(again[0]["losses"]) >= {"cond", "cond_kept", "cond_edited", "null", "part", "guided s=2, s'=0"}
 
 
 # ------------------------------------------------------------------ batches.py
