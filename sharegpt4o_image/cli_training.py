@@ -50,7 +50,7 @@ def train(
         int | None, typer.Option(help=f"Optimizer steps; {MAX_STEPS} without --config.", min=1)
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help=f"Samples a step and device; {BATCH_SIZE} without --config.", min=1)
+        int | None, typer.Option(help=f"Samples that a device takes at once; {BATCH_SIZE} without --config.", min=1)
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate; default: 5e-6.", min=0)] = None,
     seed: Annotated[

@@ -302,7 +302,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         is_upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
         upright = image if is_upright else ImageOps.exif_transpose(image)  # which copies in any case
     except OSError as error:
-        raise ValueError(f"{name} cannot be read ({error}); it may be truncated.") from error
+        raise ValueError(f"{name} cannot be read ({error}); give the whole file.") from error
     if upright.mode.startswith("I"):  # 16 bits a pixel: 65535 is white
         return upright.convert("I").point(lambda level: level / 257).convert("L").convert("RGB")
     if upright.has_transparency_data:

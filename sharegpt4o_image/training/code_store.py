@@ -15,7 +15,7 @@ A codes file has the rows of its data file, in order; one with a picture that ca
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ from sharegpt4o_image.schema import TASKS
 CODES = "codes"
 FORMAT_VERSION = 1
 
+_NEEDED_COLUMNS = {"id", "task", "input_prompt", "input_image", "output_image", "output_sha256"}
 _METADATA_KEY = b"sharegpt4o_image.codes"
 PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError)
 
@@ -78,6 +79,20 @@ def find_data_files(dataset_dir: Path) -> list[DataFile]:
     """All files with rows to train on; text to image first, since its targets may be the sources of edits."""
     found = [DataFile(*shard) for shard in find_shards(dataset_dir) if shard[0] in TASKS]
     return sorted(found, key=lambda file: TASKS.index(file.config))
+
+
+def check_columns(files: Iterable[DataFile]) -> None:
+    """Name what a data file lacks of what is encoded and trained."""
+    for file in files:
+        try:
+            missing = _NEEDED_COLUMNS - set(pq.read_schema(file.path).names)
+        except PARQUET_ERRORS as error:
+            raise damaged(file, error) from error
+        if missing:
+            raise UserError(
+                f"{file.path} has no column {', '.join(sorted(missing))}; `sharegpt4o-image pack` writes data sets "
+                "that have all."
+            )
 
 
 class CodeStore:

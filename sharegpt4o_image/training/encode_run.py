@@ -23,7 +23,7 @@ from sharegpt4o_image.checkpoints import load_image_tokenizer
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
 from sharegpt4o_image.janus4o.processing_janus4o import GEOMETRIES
-from sharegpt4o_image.training.code_store import CodeStore, DataFile, count_rows, find_data_files
+from sharegpt4o_image.training.code_store import CodeStore, DataFile, check_columns, count_rows, find_data_files
 from sharegpt4o_image.training.encoding import tokenizer_fingerprint
 from sharegpt4o_image.training.file_encoder import FileEncoder, FileNote
 
@@ -90,6 +90,7 @@ def encode_dataset(
     if geometry not in GEOMETRIES:
         raise UserError(f"there is no geometry {geometry!r}; choose {' or '.join(GEOMETRIES)}")
     files = find_data_files(dataset_dir)
+    check_columns(files)
     model, processor = load_image_tokenizer(model_name)
     processor.geometry = geometry
     store = CodeStore(dataset_dir, tokenizer_fingerprint(model, processor))

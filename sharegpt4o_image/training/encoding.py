@@ -15,6 +15,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from sharegpt4o_image.builders.loading import load_rows
+from sharegpt4o_image.checkpoints import ASSETS_DIR
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
 from sharegpt4o_image.training.code_store import (
@@ -23,6 +24,7 @@ from sharegpt4o_image.training.code_store import (
     CodeStore,
     DataFile,
     Fingerprint,
+    check_columns,
     find_data_files,
     read_metadata,
 )
@@ -108,7 +110,8 @@ def load_training_rows(
         raise UserError(
             f"{dataset} has no split {split} to train on, only {' and '.join(splits)}; name one that it has"
         )
-    command = f"`sharegpt4o-image encode {dataset} -m {model.name_or_path or 'MODEL'} --geometry {processor.geometry}`"
+    check_columns(files)
+    command = f"`sharegpt4o-image encode {dataset} -m {_spoken_name(model)} --geometry {processor.geometry}`"
     _check_codes(folder, store, files, command)
     parts = []
     for config in config_names:
@@ -117,6 +120,12 @@ def load_training_rows(
             codes = pa.concat_tables(store.read(file, ["id", *_CODE_COLUMNS]) for file in members)
             parts.append(_join(folder, config, split, codes, command))
     return concatenate_datasets(parts)
+
+
+def _spoken_name(model: Janus4oForImageGeneration) -> str:
+    """What to type for the model: of a shipped one its name instead of its folder."""
+    path = Path(model.name_or_path)
+    return path.name if path.parent == ASSETS_DIR else model.name_or_path or "MODEL"
 
 
 def _check_codes(folder: Path, store: CodeStore, files: list[DataFile], command: str) -> None:

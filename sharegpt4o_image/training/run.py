@@ -287,8 +287,11 @@ def _load_rows(
     eval_split = arguments.eval_split or (VALIDATION if VALIDATION in splits else None)
     if eval_split is not None:
         return rows, load_training_rows(dataset, names, eval_split, model, processor)
-    if len(rows) < _MIN_ROWS:
-        raise UserError(f"{dataset} has {len(rows)} rows; training holds some out and needs at least {_MIN_ROWS}.")
+    if arguments.held_out_share and len(rows) < _MIN_ROWS:
+        raise UserError(
+            f"{dataset} has {len(rows)} rows; training holds some out and needs at least {_MIN_ROWS}: give more, or "
+            "--held_out_share 0."
+        )
     return hold_out(rows, arguments.held_out_share, seed)
 
 

@@ -114,7 +114,7 @@ class SampleWatch(TrainerCallback):
         what = f"The loss of {_shortened(bad)}" if bad else f"The gradient of a step on {_shortened(all_ids)}"
         return (
             f"{what} is not finite in step {step}; the step was not made. Take these rows out or lower the learning "
-            "rate, and go on from the last checkpoint."
+            "rate, in a run of its own: other output folder, and as its model this one's or the last checkpoint."
         )
 
 

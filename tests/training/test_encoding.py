@@ -460,6 +460,16 @@ def test_a_damaged_data_file_is_named(packed):
         encode_dataset(packed, MODEL)
 
 
+@pytest.mark.parametrize("name", ["id", "task", "input_prompt", "input_image", "output_image", "output_sha256"])
+def test_a_missing_column_is_named_by_both_verbs(packed, model, processor, name):
+    path = find_data_files(packed)[0].path
+    pq.write_table(pq.read_table(path).drop_columns([name]), path)
+    with pytest.raises(UserError, match=rf"parquet has no column {name}; `sharegpt4o-image pack` writes"):
+        encode_dataset(packed, MODEL)
+    with pytest.raises(UserError, match=rf"parquet has no column {name}; `sharegpt4o-image pack` writes"):
+        rows_of(packed, model, processor)
+
+
 # ------------------------------------------------------------------ beside the data set
 
 

@@ -82,9 +82,17 @@ def test_the_benchmark_runs_as_on_a_gpu(benchmark, monkeypatch, tmp_path, capsys
     benchmark("train").main()
     report = json.loads(path.read_text())
     assert list(report["arms"]) == benchmark("train").GPU_ARMS
-    losses = [arm["loss"] for arm in report["arms"].values()]
-    assert max(losses) - min(losses) < 1e-4
+    assert max(arm["difference"] for arm in report["arms"].values()) < 1e-4
     assert "ours, compiled" in capsys.readouterr().out
+
+
+def test_arms_that_compute_something_else_are_left_out_of_runs_apart(benchmark, tiny, capsys):
+    arms = tiny("ours", "ours, padded")
+    for batch in arms["ours, padded"].batches:
+        batch["target_codes"] = batch["target_codes"].roll(1, 1)
+    found = benchmark("train").time_apart(list(arms), arms.get, 1, "cpu")
+    assert list(found) == ["ours"]
+    assert "ours, padded: left out, it computes something else" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------ loader.py
@@ -163,12 +171,14 @@ def test_the_guided_loss_follows_from_the_three_passes(benchmark):
 
 def test_a_finished_run_is_not_made_again(benchmark, tmp_path):
     recipes = benchmark("recipes")
-    result = {"arm": "paper", "seed": 1, "steps": 7}
+    result = {"arm": "paper", "seed": 1, "steps": 7, "num_per_kind": 1}
     (tmp_path / "paper-1").mkdir()
     (tmp_path / "paper-1" / "result.json").write_text(json.dumps(result))
     assert recipes.run(tmp_path, "paper", 1, 7, 1) == result
-    with pytest.raises(SystemExit, match="is of 7 steps, not 8"):
+    with pytest.raises(SystemExit, match="has steps 7, not 8"):
         recipes.run(tmp_path, "paper", 1, 8, 1)
+    with pytest.raises(SystemExit, match="has num_per_kind 1, not 2"):
+        recipes.run(tmp_path, "paper", 1, 7, 2)
 
 
 @pytest.mark.slow

@@ -79,7 +79,10 @@ def test_a_sample_has_its_pictures_and_its_key():
     ("fields", "reason"),
     [
         ({"input_image": [{"bytes": b"no picture", "path": None}]}, "cannot identify image file"),
-        ({"input_image": [{"bytes": PICTURE["bytes"][:5000], "path": None}]}, "may be truncated"),
+        (
+            {"input_image": [{"bytes": PICTURE["bytes"][:5000], "path": None}]},
+            "cannot be read (image file is truncated",
+        ),
         ({"input_image": [{"bytes": None, "path": "gone.png"}]}, "There is no picture gone.png"),
         ({"input_image": [None]}, "a picture is missing"),
         ({"source_codes": [CODES, CODES]}, "2 blocks of source codes for 1 input images"),
