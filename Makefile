@@ -15,8 +15,9 @@ export OMP_NUM_THREADS ?= 2
 demo: $(INSTALLED)
 	$(VENV)/bin/sharegpt4o-image demo
 
+# Two files at a time, each with one thread: a model of this size gains nothing from a second one.
 test: $(INSTALLED)
-	$(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(INSTALLED)
 	$(PYTHON) -m pytest -m "slow and not gpu"
