@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sharegpt4o_image import cli_datasets, cli_training
+from sharegpt4o_image import cli_datasets, cli_evaluation, cli_training
 from sharegpt4o_image.errors import UserError
 
 if TYPE_CHECKING:
@@ -371,67 +371,8 @@ def generate(
 # --------------------------------------------------------------------------- evaluation
 
 
-BENCHMARKS = ("scenes", "scene-edits")
-
-
-@app.command()
-def evaluate(
-    name: Annotated[str, typer.Argument(help=f"Benchmark: {' or '.join(BENCHMARKS)}.")],
-    model: Model = "tiny-janus-4o",
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for pictures and scores.")] = Path("scores"),
-    limit: Annotated[int, typer.Option(help="Items of each kind.", min=1)] = 70,
-    seed: Annotated[int, typer.Option(help="Seed of the pictures.", min=0, max=2**62)] = 0,
-    guidance_scale: Annotated[float | None, typer.Option(help="Guidance s; default: the checkpoint's.", min=0)] = None,
-    edit_freedom: Annotated[
-        float | None, typer.Option(help="Freedom s' of edits; default: the checkpoint's.", min=0)
-    ] = None,
-    guidance_until: Annotated[
-        float, typer.Option(help="Share of the codes drawn with guidance; the rest are drawn faster.", min=0.01, max=1)
-    ] = 1.0,
-    as_json: AsJson = False,
-) -> None:
-    """Score a checkpoint on held-out prompts (scenes) or edits (scene-edits)."""
-    import json
-
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from sharegpt4o_image.checkpoints import load_checkpoint
-    from sharegpt4o_image.evaluation.scene_benchmark import edit_items, prompt_items
-    from sharegpt4o_image.evaluation.scene_runner import draw_and_judge, write_results
-
-    if name not in BENCHMARKS:
-        raise UserError(f"there is no benchmark {name!r}; choose {' or '.join(BENCHMARKS)}")
-    _check_output(output)
-    items = prompt_items(limit) if name == "scenes" else edit_items(limit)
-    loaded, processor = load_checkpoint(model)
-    with Progress(console=Console(stderr=True)) as progress:
-        bar = progress.add_task(f"Drawing {name}", total=len(items))
-        scored = draw_and_judge(
-            loaded,
-            processor,
-            items,
-            seed,
-            guidance_scale,
-            edit_freedom,
-            guidance_until,
-            lambda count: progress.advance(bar, count),
-        )
-    recipe = {
-        "model": model,
-        "seed": seed,
-        "guidance_scale": loaded.config.guidance_scale if guidance_scale is None else guidance_scale,
-        "edit_freedom": loaded.config.edit_freedom if edit_freedom is None else edit_freedom,
-        "guidance_until": guidance_until,
-    }
-    path = write_results(scored, output / name, name, recipe)
-    if as_json:
-        print(json.dumps(scored.table))
-        return
-    for kind, score in scored.table.items():
-        interval = f"95 % interval {score['low']:.2f} to {score['high']:.2f}"
-        print(f"{kind}: {score['score']:.3f} ({score['correct']:.0f} of {score['images']:.0f}, {interval})")
-    print(f"wrote {path}")
+app.command()(cli_evaluation.evaluate)
+app.add_typer(cli_evaluation.preference_app, name="preference")
 
 
 @app.command()

@@ -3,7 +3,10 @@
 
 import os
 import socket
+import sys
 import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
 _HOME = tempfile.TemporaryDirectory(prefix="sharegpt4o-image-tests-")
 os.environ.update(
@@ -31,3 +34,25 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command line in an empty directory: (exit code, stdout, stderr)."""
+    from sharegpt4o_image.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sharegpt4o-image", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call

@@ -14,27 +14,8 @@ from PIL import Image
 from sharegpt4o_image.builders.packer import pack
 from sharegpt4o_image.builders.run_source import RunSource
 from sharegpt4o_image.checkpoints import ASSETS_DIR
-from sharegpt4o_image.cli import main
 from sharegpt4o_image.synthesis.config import SynthesisConfig
 from sharegpt4o_image.synthesis.run import synthesize
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Runs the command line in an empty directory: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["sharegpt4o-image", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture(scope="module")

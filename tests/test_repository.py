@@ -30,7 +30,7 @@ ALLOWED_IMPORTS = {
     "evaluation": _BASE | {"janus4o", "checkpoints", "offline_teacher", "builders"},
     "serving": _BASE | {"janus4o", "checkpoints", "offline_teacher"},
 }
-ASSEMBLY = {"__init__", "cli", "cli_datasets", "cli_training", "demo", "tiny_release"}
+ASSEMBLY = {"__init__", "cli", "cli_datasets", "cli_evaluation", "cli_training", "demo", "tiny_release"}
 HUB_CODE_IMPORTS = {
     "torch",
     "numpy",
