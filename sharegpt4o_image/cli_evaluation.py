@@ -108,7 +108,12 @@ def _check_options(name: str, stored: dict[str, Any]) -> None:
 def _print_stored(name: str, stored: dict[str, Any], as_json: bool) -> None:
     score = {"geneval": _score_geneval, "dpg-bench": _score_dpg_bench, "imgedit": _score_imgedit}[name]
     scores, text = score(stored)
-    print(json.dumps(scores, allow_nan=False) if as_json else text)
+    _print(json.dumps(scores, allow_nan=False) if as_json else text)
+
+
+def _print(text: str) -> None:
+    """To stdout, with what is no valid Unicode in names and answers written as its number."""
+    print(text.encode(errors="backslashreplace").decode())
 
 
 def _score_geneval(stored: dict[str, Any]) -> tuple[dict[str, Any], str]:
@@ -209,4 +214,4 @@ def preference_report(
     report = reporting.report(read_votes(votes))
     if plot is not None:
         reporting.plot(report, plot)
-    print(json.dumps(report, allow_nan=False) if as_json else reporting.to_text(report))
+    _print(json.dumps(report, allow_nan=False) if as_json else reporting.to_text(report))

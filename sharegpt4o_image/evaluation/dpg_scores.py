@@ -285,22 +285,19 @@ def score_files(
 def read_answers(path: Path) -> dict[str, list[dict[str, str]]]:
     """Read stored answers, in the order of `items`; an item that is listed without answers has no pictures."""
     document = _load(path)
-    if not isinstance(document, dict) or not {"items", "answers"} <= document.keys():
-        raise UserError(f'{path}: expected an object with "items" and "answers".')
-    items, answers = document["items"], document["answers"]
-    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        raise UserError(f'{path}: "items" must be a list of item ids as text.')
-    if not isinstance(answers, dict):
-        raise UserError(f'{path}: "answers" must be an object from item id to a list of pictures.')
+    if not isinstance(document, dict) or not isinstance(document.get("answers"), dict):
+        raise UserError(f'{path}: expected an object with "answers", from item id to a list of pictures.')
+    answers = document["answers"]
+    items = document.get("items", list(answers))
+    if not isinstance(items, list) or not all(isinstance(item, str | int) for item in items):
+        raise UserError(f'{path}: "items" must be a list of item ids.')
+    items = list(map(str, items))
     twice = [item for item, count in Counter(items).items() if count > 1]
     if twice:
         raise UserError(f'{path}: {len(twice)} items are in "items" twice: {_first(twice)}; list each once.')
-    unlisted = sorted(answers.keys() - set(items))
-    if unlisted:
-        raise UserError(f'{path}: {len(unlisted)} items have answers but are not in "items": {_first(unlisted)}.')
     for item, pictures in answers.items():
         _check_pictures(path, item, pictures)
-    return {item: answers.get(item, []) for item in items}
+    return {item: _texts(answers.get(item, [])) for item in dict.fromkeys([*items, *answers])}
 
 
 def _load(path: Path) -> Any:
@@ -308,7 +305,7 @@ def _load(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique_keys)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name the file of stored answers.") from error
-    except ValueError as error:  # bad JSON, a key that is there twice, or not UTF-8
+    except (ValueError, RecursionError) as error:  # bad JSON, a key that is there twice, or not UTF-8
         raise UserError(f"{path}: is not valid JSON in UTF-8 ({error}); store the answers again.") from error
 
 
@@ -325,13 +322,13 @@ def _check_pictures(path: Path, item: str, pictures: object) -> None:
         raise UserError(f"{path}, item {item!r}: expected a list with one object of answers for each picture.")
     if len(pictures) > MAX_PICTURES:
         raise UserError(f"{path}, item {item!r}: has {len(pictures)} pictures; a DPG grid holds {MAX_PICTURES}.")
-    for number, picture in enumerate(pictures, start=1):
-        for question, answer in picture.items():
-            if not isinstance(answer, str):
-                raise UserError(
-                    f"{path}, item {item!r}, picture {number}, question {question}: the answer is {answer!r}; "
-                    "store the raw text of the VQA model, or leave the answer out."
-                )
+
+
+def _texts(pictures: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """What is no text is no answer, and its item fails by name."""
+    return [
+        {question: answer for question, answer in picture.items() if isinstance(answer, str)} for picture in pictures
+    ]
 
 
 def _num_pictures(path: Path, answers: Answers, wanted: int | None) -> int:

@@ -165,7 +165,7 @@ def read_metadata(path: Path) -> list[Prompt]:
 def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """`(place, object)` for each line that is not blank; the place names file and line in errors."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}); give a file of JSON lines.") from None
     if not text.strip():
@@ -178,7 +178,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _json_object(line: str, where: str) -> dict[str, Any]:
     try:
         data = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: no JSON ({error}); was the file cut off or edited by hand?") from None
     if not isinstance(data, dict):
         raise UserError(f"{where}: a {type(data).__name__} stands there; give a JSON object.")
@@ -186,22 +186,18 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
 
 
 def parse_prompt(data: Any, where: str) -> Prompt:
-    """One prompt's metadata. Tags, classes and colours may be any: the rules only compare them.
+    """One prompt's metadata. Tags, classes and colours may be any, and clauses may lack: the rules take all of it.
 
     Args:
-        data: what stands in the file; `include` or `exclude` must hold a clause.
+        data: what stands in the file.
         where: names the place in errors.
     """
     if not isinstance(data, Mapping):
         raise UserError(f"{where}: metadata is a {type(data).__name__}; give an object with tag, include and prompt.")
-    for key in ("tag", "prompt"):
-        if not isinstance(data.get(key), str):
-            raise UserError(f"{where}: `{key}` of the metadata is {data.get(key)!r}; give a string.")
-    include = _clauses(data, "include", where)
-    exclude = _clauses(data, "exclude", where)
-    if not include and not exclude:
-        raise UserError(f"{where}: the metadata asks for nothing; give `include` or `exclude` a clause.")
-    return Prompt(data["tag"], include, exclude, data["prompt"])
+    if not isinstance(data.get("tag"), str):
+        raise UserError(f"{where}: `tag` of the metadata is {data.get('tag')!r}; give a string.")
+    include, exclude = _clauses(data, "include", where), _clauses(data, "exclude", where)
+    return Prompt(data["tag"], include, exclude, str(data.get("prompt", "")))
 
 
 def _clauses(data: Mapping[str, Any], key: str, where: str) -> tuple[Clause, ...]:
@@ -215,8 +211,8 @@ def _clause(data: Any, index: int, where: str) -> Clause:
     if not isinstance(data, Mapping) or not isinstance(data.get("class"), str):
         raise UserError(f"{where}: {data!r} has no class; give an object with `class` and `count`.")
     count, color = data.get("count"), data.get("color")
-    if not _is_whole(count) or count < 1:
-        raise UserError(f"{where}: the count is {count!r}; give a whole number from 1 on.")
+    if not _is_whole(count) or count < 0:
+        raise UserError(f"{where}: the count is {count!r}; give a whole number from 0 on.")
     if not isinstance(color, str | None):
         raise UserError(f"{where}: the color is {color!r}; give a string.")
     position = _position_of(data["position"], index, where) if "position" in data else None
@@ -241,7 +237,11 @@ def _is_whole(value: Any) -> TypeGuard[int]:
 def _check_names(prompt: Prompt, where: str) -> None:
     if prompt.tag not in TAGS:
         raise UserError(f"{where}: unknown tag {prompt.tag!r}; give one of {', '.join(TAGS)}.")
+    if not prompt.prompt or not prompt.include:
+        raise UserError(f"{where}: the metadata lacks `prompt` or `include`; give the official file.")
     for clause in (*prompt.include, *prompt.exclude):
+        if clause.count < 1:
+            raise UserError(f"{where}: the count of {clause.class_name} is {clause.count}; give 1 or more.")
         if clause.class_name not in CLASS_NAMES:
             raise UserError(f"{where}: unknown class {clause.class_name!r}; give one of GenEval's object_names.txt.")
         if clause.color is not None and clause.color not in COLORS:

@@ -7,7 +7,7 @@ Nothing is loaded and nothing is drawn: both kinds of file hold all that the rul
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,7 @@ class Summary:
     num_prompts: int
     correct_images: float
     correct_prompts: float  # with at least one right picture
+    num_duplicates: int  # names that several rows have; each row counts, as in the official script
     coverage: Coverage | None  # None where nobody said which prompts there should be
 
 
@@ -94,7 +95,6 @@ def score_detections(
     Reads: lines of `id`, `metadata`, `detections` and `colors`, each color that of the detection in the same place.
     """
     rows = [_decided_row(where, data) for where, data in read_json_lines(path)]
-    _check_duplicates(rows, path)
     return summarize(rows, prompts, images_per_prompt), rows
 
 
@@ -108,36 +108,38 @@ def score_results(
 
 def read_results(path: Path) -> list[ResultRow]:
     """The rows of a `results.jsonl`, checked."""
-    rows = [_result_row(where, data) for where, data in read_json_lines(path)]
-    _check_duplicates(rows, path)
-    return rows
+    return check_results(read_json_lines(path))
+
+
+def check_results(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> list[ResultRow]:
+    """Rows of the official columns, each with its place, checked; `tag`, `correct` and `metadata` must be there."""
+    return [_result_row(where, data) for where, data in rows]
 
 
 def _result_row(where: str, data: Mapping[str, Any]) -> ResultRow:
-    names = [field.name for field in fields(ResultRow)]
-    missing = [name for name in names if name not in data]
+    missing = [name for name in ("tag", "correct", "metadata") if name not in data]
     if missing:
         raise UserError(f"{where}: no {', '.join(missing)}; give rows as GenEval's evaluate_images.py writes them.")
     if not isinstance(data["correct"], bool):
         raise UserError(f"{where}: `correct` is {data['correct']!r}; give true or false, or evaluate the image again.")
-    for name in names:
-        if name != "correct" and not isinstance(data[name], str):
+    for name in ("tag", "metadata"):
+        if not isinstance(data[name], str):
             raise UserError(f"{where}: `{name}` is {data[name]!r}; give a string.")
     _metadata_key(data["metadata"], where)
-    return ResultRow(**{name: data[name] for name in names})
+    others = {name: str(data.get(name) or "") for name in ("filename", "prompt", "reason", "details")}
+    return ResultRow(tag=data["tag"], correct=data["correct"], metadata=data["metadata"], **others)
 
 
 def _decided_row(where: str, data: Mapping[str, Any]) -> ResultRow:
-    if not isinstance(data.get("id"), str | int):
-        raise UserError(f"{where}: `id` is {data.get('id')!r}; give each image a name or a number.")
-    where = f"{where} (image {data['id']})"
+    name = str(data.get("id", ""))
+    where = f"{where} (image {name})" if name else where
     prompt = parse_prompt(data.get("metadata"), where)
     detections, colors = _detections(data.get("detections"), where), data.get("colors", {})
     kept = keep_detections(detections, prompt.tag, where)
     verdict = decide(prompt, kept, lambda name, indices: _stored_colors(colors, name, indices, where))
     details = {name: [one.to_json() for one in found] for name, found in kept.items()}
     return ResultRow(
-        filename=str(data["id"]),
+        filename=name,
         tag=prompt.tag,
         prompt=prompt.prompt,
         correct=verdict.correct,
@@ -169,10 +171,8 @@ def _stored_colors(colors: Any, name: str, indices: Sequence[int], where: str) -
         ) from None
 
 
-def _check_duplicates(rows: Iterable[ResultRow], path: Path) -> None:
-    twice = [name for name, count in Counter(row.filename for row in rows).items() if count > 1]
-    if twice:
-        raise UserError(f"{path}: {len(twice)} images have several rows, such as {twice[0]}; keep one row for each.")
+def _num_duplicates(rows: Iterable[ResultRow]) -> int:
+    return sum(count > 1 for name, count in Counter(row.filename for row in rows).items() if name)
 
 
 # ------------------------------------------------------------------ aggregation
@@ -205,6 +205,7 @@ def summarize(
         num_prompts=len(right_prompts),
         correct_images=sum(row.correct for row in rows) / len(rows),
         correct_prompts=sum(right_prompts.values()) / len(right_prompts),
+        num_duplicates=_num_duplicates(rows),
         coverage=_coverage(rows, prompts, images_per_prompt),
     )
 
@@ -281,12 +282,13 @@ def format_official(summary: Summary) -> str:
 
 def coverage_text(summary: Summary) -> str:
     """How many images are missing, to be said beside the scores."""
-    coverage = summary.coverage
+    coverage, num = summary.coverage, summary.num_duplicates
+    twice = f"; {num} have several rows, which all count" if num else ""
     if coverage is None:
-        return f"{summary.num_images} images; give the prompts' metadata file to learn how many are missing"
+        return f"{summary.num_images} images; give the prompts' metadata file to learn how many are missing{twice}"
     return (
         f"{summary.num_images} images, {coverage.expected_images} expected: "
-        f"{coverage.missing_images} missing, {coverage.surplus_images} surplus"
+        f"{coverage.missing_images} missing, {coverage.surplus_images} surplus{twice}"
     )
 
 
@@ -302,6 +304,7 @@ def to_json(summary: Summary, rows: Iterable[ResultRow]) -> dict[str, Any]:
         "tasks": {tag: asdict(task) for tag, task in summary.tasks.items()},
         "num_images": summary.num_images,
         "num_prompts": summary.num_prompts,
+        "num_duplicates": summary.num_duplicates,
         "correct_images": summary.correct_images,
         "correct_prompts": summary.correct_prompts,
         "coverage": asdict(summary.coverage) if summary.coverage else None,

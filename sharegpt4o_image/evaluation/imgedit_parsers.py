@@ -49,6 +49,10 @@ class ParsedAnswer:
     reason: str = ""
 
 
+# Our choice: the official script takes any integer; sums of larger ones are no numbers any more.
+_LARGEST = 10**15
+
+
 def parse_official(answer: object) -> ParsedAnswer:
     """The mean of every line `anything: digits`, as `step1_get_avgscore.py` counts them.
 
@@ -62,7 +66,10 @@ def parse_official(answer: object) -> ParsedAnswer:
     if not digits:
         return ParsedAnswer("dropped", reason="no line is a label, ': ' and an integer")
     try:
-        return _scored([int(value) for value in digits])
+        scores = [int(value) for value in digits]
+        if max(scores) > _LARGEST:
+            raise OverflowError
+        return _scored(scores)
     except (ValueError, OverflowError):
         unreadable = next((value for value in digits if not value.isdecimal()), max(digits, key=len))
         return ParsedAnswer(

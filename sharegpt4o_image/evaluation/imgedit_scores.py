@@ -64,21 +64,21 @@ class ImgEditItem:
 
 def read_items(path: Path) -> dict[str, ImgEditItem]:
     """`basic_edit.json`: key -> item, `alter` read as `adjust`."""
-    items = {key: _item(path, key, entry) for key, entry in _read_object(path).items()}
+    items = {key: parse_item(path, key, entry) for key, entry in _read_object(path).items()}
     if not items:
         raise UserError(f"{path} has no items; give ImgEdit's basic_edit.json.")
     return items
 
 
-def _item(path: Path, key: str, entry: Any) -> ImgEditItem:
-    names = ("edit_type", "prompt", "id")
-    if not isinstance(entry, dict) or not all(isinstance(entry.get(name), str) for name in names):
-        raise UserError(f"{path}: item {key!r} needs the texts `id`, `prompt` and `edit_type`; give basic_edit.json.")
-    edit_type, prompt, source = (entry[name] for name in names)
-    edit_type = _OLD_TYPES.get(edit_type, edit_type)
+def parse_item(source: Path | str, key: str, entry: Any) -> ImgEditItem:
+    """One entry, checked; `source` names the place in errors."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("edit_type"), str):
+        raise UserError(f"{source}: item {key!r} has no text `edit_type`; give basic_edit.json.")
+    edit_type = _OLD_TYPES.get(entry["edit_type"], entry["edit_type"])
+    prompt, picture = str(entry.get("prompt", "")), str(entry.get("id", key))  # neither enters a score
     if edit_type not in LABELS:
-        raise UserError(f"{path}: item {key!r} has the unknown type {edit_type!r}; known are {', '.join(LABELS)}.")
-    return ImgEditItem(edit_type, prompt, source)
+        raise UserError(f"{source}: item {key!r} has the unknown type {edit_type!r}; known are {', '.join(LABELS)}.")
+    return ImgEditItem(edit_type, prompt, picture)
 
 
 def read_answers(path: Path) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _read_object(path: Path) -> dict[str, Any]:
         raise ValueError(f"{constant} is not JSON")
 
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique, parse_constant=refuse)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give an existing JSON file.") from error
     except (ValueError, RecursionError) as error:
@@ -165,11 +165,14 @@ def scores_of(items: Mapping[str, ImgEditItem], answers: Mapping[str, Any], pars
 
 
 def type_scores(items: Mapping[str, ImgEditItem], samples: Mapping[str, float]) -> dict[str, float]:
-    """Step 2: the mean of each type that has a sample, rounded to two decimals."""
-    by_type: dict[str, list[float]] = {edit_type: [] for edit_type in LABELS}
+    """Step 2: the mean of each type that has a sample, rounded to two decimals; in order of first appearance.
+
+    The order counts: the mean of eight such numbers is often a tie at the last decimal that is kept.
+    """
+    by_type: dict[str, list[float]] = {}
     for key, score in samples.items():
-        by_type[items[key].edit_type].append(score)
-    return {edit_type: round(sum(scores) / len(scores), 2) for edit_type, scores in by_type.items() if scores}
+        by_type.setdefault(items[key].edit_type, []).append(score)
+    return {edit_type: round(sum(scores) / len(scores), 2) for edit_type, scores in by_type.items()}
 
 
 def score_uge(judgements: Path) -> dict[str, Any]:

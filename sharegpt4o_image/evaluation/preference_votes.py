@@ -10,7 +10,7 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,15 @@ def read_votes(path: Path) -> list[Vote]:
     if path.suffix.lower() not in readers:
         raise UserError(f"{path} is neither a .csv nor a .jsonl file; give votes in one of these formats.")
     rows = _read(path, readers[path.suffix.lower()])
+    return check_votes(rows, path)
+
+
+def check_votes(rows: Sequence[tuple[int, Mapping[str, Any]]], source: Path | str) -> list[Vote]:
+    """The votes of rows, each with the number of its line, checked; `source` names them in errors."""
     if not rows:
-        raise UserError(f"{path} has no votes; give a file with at least one.")
-    votes = [_vote(row, line, path) for line, row in rows]
-    _check_repeats(votes, path, can_mark=any("is_repeat" in row for _, row in rows))
+        raise UserError(f"{source} has no votes; give at least one.")
+    votes = [_vote(row, line, source) for line, row in rows]
+    _check_repeats(votes, source, can_mark=any("is_repeat" in row for _, row in rows))
     return votes
 
 
@@ -125,8 +130,8 @@ def _jsonl_rows(file: Iterable[str], path: Path) -> Iterator[tuple[int, dict[str
             continue
         try:
             row = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number}: no JSON ({error.msg}); write one object a line.") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}: no JSON ({error}); write one object a line.") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: no JSON object; write one object a line.")
         yield number, row
@@ -135,8 +140,8 @@ def _jsonl_rows(file: Iterable[str], path: Path) -> Iterator[tuple[int, dict[str
 # ------------------------------------------------------------------ checks
 
 
-def _vote(row: dict[str, Any], line: int, path: Path) -> Vote:
-    where = f"{path}, line {line}"
+def _vote(row: Mapping[str, Any], line: int, source: Path | str) -> Vote:
+    where = f"{source}, line {line}"
     values = {field: _text(row.get(field), field, where) for field in REQUIRED_FIELDS}
     if values["winner"] not in WINNERS:
         raise UserError(f"{where}: winner is {values['winner']!r}; it is one of {', '.join(WINNERS)}.")
@@ -158,19 +163,19 @@ def _text(value: Any, field: str, where: str) -> str:
     return text
 
 
-def _check_repeats(votes: list[Vote], path: Path, can_mark: bool) -> None:
+def _check_repeats(votes: list[Vote], source: Path | str, can_mark: bool) -> None:
     first = first_votes(votes)
     for vote in votes:
         if vote.is_repeat and (vote.rater, vote.item) not in first:
             raise UserError(
-                f"{path}, line {vote.line}: is_repeat is set, but {_described(vote)} has no first vote; "
+                f"{source}, line {vote.line}: is_repeat is set, but {_described(vote)} has no first vote; "
                 "give the whole file or take the mark away."
             )
     again = second_votes(votes) if can_mark else []
     if again:
         earlier = first[(again[0].rater, again[0].item)].line
         raise UserError(
-            f"{path}, line {again[0].line}: {_described(again[0])} was voted on in line {earlier} already; "
+            f"{source}, line {again[0].line}: {_described(again[0])} was voted on in line {earlier} already; "
             "take one of them out or mark the later one by is_repeat."
         )
 

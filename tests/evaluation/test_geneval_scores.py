@@ -188,12 +188,27 @@ def test_bad_rows_name_their_line(tmp_path, change, named):
     assert named in str(error.value)
 
 
-def test_missing_columns_and_double_rows(tmp_path):
-    short = {key: value for key, value in row(0, True).to_json().items() if key not in ("tag", "reason")}
-    with pytest.raises(UserError, match="line 1: no tag, reason;"):
+def test_tag_verdict_and_metadata_are_needed_as_by_the_official_script(tmp_path):
+    whole = row(0, True).to_json()
+    short = {key: value for key, value in whole.items() if key != "tag"}
+    with pytest.raises(UserError, match="line 1: no tag;"):
         read_results(write(tmp_path / "short.jsonl", [short]))
-    with pytest.raises(UserError, match=r"1 images have several rows, such as 0\.png"):
-        read_results(write(tmp_path / "twice.jsonl", [row(0, True), row(1, True), row(0, False)]))
+    enough = {key: whole[key] for key in ("tag", "correct", "metadata")} | {"reason": None, "filename": 3}
+    [found] = read_results(write(tmp_path / "enough.jsonl", [enough]))
+    assert (found.filename, found.reason, found.details) == ("3", "", "")
+
+
+def test_rows_of_one_name_all_count_and_are_counted(tmp_path):
+    summary, _ = score_results(write(tmp_path / "twice.jsonl", [row(0, True), row(1, True), row(0, False)]))
+    assert (summary.num_images, summary.num_duplicates) == (3, 1)
+    assert coverage_text(summary).endswith("1 have several rows, which all count")
+
+
+def test_detections_without_id_and_prompts_that_ask_for_nothing(tmp_path):
+    empty = {"metadata": {"tag": "t", "include": []}, "detections": {}}
+    none = {"metadata": {"tag": "t", "include": [{"class": "dog", "count": 0}]}, "detections": {}}
+    _, rows = score_detections(write(tmp_path / "d.jsonl", [empty, none]))
+    assert [found.correct for found in rows] == [True, True]
 
 
 def test_no_rows():
@@ -204,7 +219,6 @@ def test_no_rows():
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"id": None}, "`id` is None"),
         ({"metadata": 3}, "metadata is a int"),
         ({"detections": None}, "`detections` must be"),
         ({"detections": {"dog": [[0, 0, 1, 1]]}}, "`detections` must be"),

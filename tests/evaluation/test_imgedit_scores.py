@@ -19,6 +19,7 @@ from sharegpt4o_image.evaluation.imgedit_scores import (
     score_files,
     score_uge,
     to_text,
+    type_scores,
     uge_to_text,
 )
 
@@ -174,6 +175,17 @@ def test_one_source_has_no_interval():
 # ------------------------------------------------------------------ bad input
 
 
+def test_types_are_in_order_of_first_appearance_which_decides_ties_of_their_mean():
+    items = {str(index): ImgEditItem(name, "p", str(index)) for index, name in enumerate(("style", "add", "remove"))}
+    assert list(type_scores(items, {"1": 3.0, "0": 2.0, "2": 1.0})) == ["add", "style", "remove"]
+
+
+def test_the_type_alone_is_needed_of_an_item(tmp_path):
+    path = tmp_path / "basic_edit.json"
+    path.write_text('{"1": {"edit_type": "add", "id": 7}, "2": {"edit_type": "add"}}')
+    assert read_items(path) == {"1": ImgEditItem("add", "", "7"), "2": ImgEditItem("add", "", "2")}
+
+
 def test_old_copies_say_alter(tmp_path):
     path = tmp_path / "basic_edit.json"
     path.write_text('{"1": {"id": "a.jpg", "prompt": "p", "edit_type": "alter"}}')
@@ -184,8 +196,8 @@ def test_old_copies_say_alter(tmp_path):
     ("content", "message"),
     [
         ('{"7": {"id": "a", "prompt": "p", "edit_type": "paint"}}', "item '7' has the unknown type 'paint'"),
-        ('{"7": {"id": "a", "prompt": "p"}}', "item '7' needs the texts"),
-        ('{"7": "add"}', "item '7' needs the texts"),
+        ('{"7": {"id": "a", "prompt": "p"}}', "item '7' has no text `edit_type`"),
+        ('{"7": "add"}', "item '7' has no text `edit_type`"),
         ("{}", "no items"),
     ],
 )
