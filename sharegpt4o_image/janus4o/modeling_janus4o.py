@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Cache, JanusForConditionalGeneration
 from transformers.utils import ModelOutput, logging
 
-from .configuration_janus4o import Janus4oConfig
+from .configuration_janus4o import PROCESSOR_OPTIONS, Janus4oConfig
 from .generation_janus4o import Janus4oGenerationMixin, positions_of
 from .packing_janus4o import PackedRow
 
@@ -62,6 +62,14 @@ class Janus4oForImageGeneration(Janus4oGenerationMixin, JanusForConditionalGener
     _keep_in_fp32_modules_strict = ["vqmodel"]  # noqa: RUF012 (transformers declares it so)
     # The loss is divided by `num_items_in_batch` here, so the Trainer must not scale it for accumulation.
     accepts_loss_kwargs = True
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the parent's; the model's `processor` then comes from the same place and revision."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # output_loading_info
+        model._loaded_from = {name: kwargs[name] for name in PROCESSOR_OPTIONS if name in kwargs}
+        return loaded
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As the parent's; the folder names this class for every auto class that should find it.

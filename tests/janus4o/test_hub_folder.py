@@ -120,6 +120,30 @@ def test_a_clean_process_computes_the_same_from_a_hub(folder, expected, tmp_path
     assert (tmp_path / "loading" / "hub" / "models--tester--janus" / "snapshots" / sha).is_dir()
 
 
+PUSH_AND_PIN = """
+import sys
+from transformers import AutoModel
+from huggingface_hub import HfApi
+from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
+folder, name = sys.argv[1:]
+Janus4oForImageGeneration.from_pretrained(folder).push_to_hub(name)
+processor = Janus4oProcessor.from_pretrained(folder)
+for processor.geometry in ("pad", "center_crop"):
+    processor.push_to_hub(name)
+first = HfApi().list_repo_commits(name)[1].commit_id
+for load in (Janus4oForImageGeneration.from_pretrained, AutoModel.from_pretrained):
+    for options in ({}, {"revision": first}):
+        print(load(name, trust_remote_code=True, **options).processor.geometry)
+"""
+
+
+def test_the_processor_is_of_the_revision_of_the_model(folder, tmp_path):
+    with LoopbackHub() as hub:
+        there = environment(hub.endpoint, str(tmp_path / "home"))
+        printed = run(PUSH_AND_PIN, folder, "tester/janus", cwd=tmp_path, is_isolated=False, environment=there)
+    assert printed.split() == ["center_crop", "pad"] * 2
+
+
 UPLOAD = """
 import sys
 from huggingface_hub import create_repo, upload_folder

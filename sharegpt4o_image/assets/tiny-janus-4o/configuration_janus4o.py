@@ -14,7 +14,8 @@ ORIGINAL_FORMAT_MESSAGE = (
 )
 TRANSFORMERS_MODEL_TYPE = "janus"  # deepseek-community/Janus-Pro-*
 
-# Arguments of `from_pretrained` that say where the files are.
+# Arguments of `from_pretrained` that say where the files are; a model keeps the first, and no token.
+PROCESSOR_OPTIONS = ("cache_dir", "local_files_only", "revision", "subfolder")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 

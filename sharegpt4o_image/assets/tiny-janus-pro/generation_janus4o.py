@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from typing import Any
+
 import torch
 from PIL import Image
 from torch import Tensor
@@ -196,9 +198,8 @@ class Janus4oGenerationMixin(Janus4oCompilationMixin):
                 raise ValueError("This model was not loaded from a checkpoint; pass processor=Janus4oProcessor(...).")
             # A class that came with the checkpoint was trusted to run; the installed one says nothing about its code.
             is_remote = type(self).__module__.startswith("transformers_modules.")
-            self._processor = Janus4oProcessor.from_pretrained(
-                name, trust_remote_code=is_remote, revision=getattr(self.config, "_commit_hash", None)
-            )
+            where: dict[str, Any] = getattr(self, "_loaded_from", {})
+            self._processor = Janus4oProcessor.from_pretrained(name, trust_remote_code=is_remote, **where)
         return self._processor
 
     def _check_weights(self) -> None:
