@@ -4,7 +4,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-
 from typing import Any
 
 import torch
