@@ -140,7 +140,7 @@ BAD_INPUT = {
         ["synthesize", "-o", "run", "--base-url", "ftp://me:secret@host/"],
         "must not carry a user name or password",
     ),
-    "no such benchmark": (["evaluate", "genevil"], "no benchmark 'genevil'"),
+    "no such benchmark": (["evaluate", "genevil"], "No such command 'genevil'"),
     "no such run": (["status", "nowhere"], "nowhere"),
     "nothing to pack": (["pack", "nowhere"], "nowhere"),
     "no such data set": (["encode", "nowhere"], "nowhere"),

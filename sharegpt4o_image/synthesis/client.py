@@ -124,6 +124,11 @@ async def check_endpoints(clients: Clients, config: SynthesisConfig) -> None:
         await _check_model(client, model, url, variable)
 
 
+async def check_image_endpoint(clients: Clients, config: SynthesisConfig) -> None:
+    """The same for what asks the image teacher alone."""
+    await _check_model(clients.images, config.image_model, config.base_url, KEY_VARIABLE)
+
+
 async def check_text_endpoint(clients: Clients, config: SynthesisConfig) -> None:
     """The same for what asks the text teacher alone."""
     await _check_model(clients.prompts, config.prompt_model, *_text_endpoint(config))

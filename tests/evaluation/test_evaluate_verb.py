@@ -98,13 +98,8 @@ def test_preference_report(run, tmp_path):
         (["dpg-bench", "--questions", "q.csv"], "give --questions FILE and --from-answers FILE"),
         (["imgedit", "--items", "i.json"], "give --items FILE and --from-judgements FILE"),
         (["imgedit", "--suite", "uge"], "give --from-judgements FILE, nothing else"),
-        (["imgedit", "--suite", "hard"], "there is no suite 'hard' of imgedit; choose basic or uge"),
-        (["imgedit", "--from-answers", "a.json"], "--from-answers belongs to dpg-bench, not to imgedit"),
-        (["scenes", "--from-results", "a"], "--from-results belongs to geneval, not to scenes"),
         (["geneval", "--from-results", "nowhere.jsonl"], "nowhere.jsonl"),
         (["dpg-bench", "--questions", str(DPG / "questions.csv"), "--from-answers", "nowhere.json"], "nowhere.json"),
-        (["dpg-bench", "--questions", str(DPG / "questions.csv"), "--from-answers", str(DPG / "answers.json"),
-          "--first-row", "lose"], "--first-row is lose; choose keep or drop"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_sentence(run, arguments, message):
@@ -112,3 +107,18 @@ def test_bad_input_is_one_sentence(run, arguments, message):
     assert (code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["imgedit", "--suite", "hard"], "'hard' is not one of 'basic', 'uge'"),
+        (["imgedit", "--from-answers", "a.json"], "No such option: --from-answers"),
+        (["scenes", "--from-results", "a"], "No such option: --from-results"),
+        (["dpg-bench", "--first-row", "lose"], "'lose' is not one of 'keep', 'drop'"),
+    ],
+)
+def test_wrong_usage_names_the_option(run, arguments, message):
+    code, out, err = run("evaluate", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
