@@ -30,7 +30,14 @@ app = typer.Typer(
 
 PAPER_TOPICS, PAPER_EDITS = 45_717, 46_539  # rows of the released data set
 
-_EXTRA_OF = {"trl": "train", "accelerate": "train", "peft": "train", "torchao": "quantize", "mlcroissant": "publish"}
+_EXTRA_OF = {
+    "trl": "train",
+    "accelerate": "train",
+    "peft": "train",
+    "torchao": "quantize",
+    "mlcroissant": "publish",
+    "gradio": "serve",
+}
 
 
 def main() -> None:
