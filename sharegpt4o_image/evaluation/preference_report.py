@@ -17,6 +17,7 @@ from sharegpt4o_image.evaluation.preference_statistics import (
     connected_models,
     consistency,
     pair_statistics,
+    rateable_models,
     rater_agreement,
     side_bias,
 )
@@ -30,8 +31,9 @@ def report(votes: Sequence[Vote], seed: int = SEED) -> dict[str, Any]:
     """All numbers of a study.
 
     Marked repeats count for side bias and consistency alone. `bradley_terry` is the group of connected models with the
-    most votes, `bradley_terry_groups` all of them; a group without a maximum has `not_rated` (the reason) instead of
-    ratings.
+    most votes, `bradley_terry_groups` all of them. Where a group has no maximum, the largest part of it that has one
+    is rated, and `left_out` and `left_out_reason` tell of the others; without such a part the group has `not_rated`
+    (the reason) instead of ratings.
     """
     counted = [vote for vote in votes if not vote.is_repeat]
     of_pair: dict[tuple[str, str], list[Vote]] = defaultdict(list)
@@ -74,7 +76,12 @@ def _rated(group: list[str], votes: Iterable[Vote]) -> dict[str, Any]:
     try:
         return asdict(bradley_terry(own))
     except UserError as error:
-        return {"competitors": group, "votes": len(own), "not_rated": str(error)}
+        rateable = rateable_models(own)
+        if len(rateable) == 1:
+            return {"competitors": group, "votes": len(own), "not_rated": str(error)}
+        left_out = [name for name in group if name not in rateable]
+        part = [vote for vote in own if vote.model_a in rateable and vote.model_b in rateable]
+        return asdict(bradley_terry(part)) | {"left_out": left_out, "left_out_reason": str(error)}
 
 
 # ------------------------------------------------------------------ Markdown
@@ -142,7 +149,13 @@ def _group_text(group: dict[str, Any]) -> str:
     columns = zip(group["competitors"], group["ratings"], group["rating_lower"], group["rating_upper"], strict=True)
     ranked = sorted(columns, key=lambda row: -row[1])
     rows = [(name, f"{rating:.1f}", f"{low:.1f} to {high:.1f}") for name, rating, low, high in ranked]
-    return _table(("model", "rating", "95 %"), rows)
+    table = _table(("model", "rating", "95 %"), rows)
+    if "left_out" not in group:
+        return table
+    return (
+        f"{table}\n\nNot rated: {', '.join(group['left_out'])}. {group['left_out_reason']} "
+        f"The others are rated by the {group['votes']} votes among them, around 1000."
+    )
 
 
 def _raters_text(numbers: dict[str, Any]) -> str:

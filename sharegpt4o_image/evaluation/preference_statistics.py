@@ -200,6 +200,19 @@ def connected_models(votes: Sequence[Vote]) -> list[list[str]]:
     return [[name for name, own in zip(names, group_of, strict=True) if own == group] for group in order]
 
 
+def rateable_models(votes: Sequence[Vote]) -> list[str]:
+    """The largest group of models in which each has beaten or tied each other, directly or by way of others.
+
+    Within it the ratings exist (Ford 1957). The largest is the one with most models, then with most votes among them.
+    """
+    names, a_V, b_V, score_V = _arrays(votes)
+    count, group_of = _unbeaten_groups(len(names), a_V, b_V, score_V)
+    is_within = group_of[a_V] == group_of[b_V]
+    num_votes = np.bincount(group_of[a_V][is_within], minlength=count)
+    largest = max(range(count), key=lambda group: ((group_of == group).sum(), num_votes[group]))
+    return [name for name, group in zip(names, group_of, strict=True) if group == largest]
+
+
 def bradley_terry(votes: Sequence[Vote]) -> BradleyTerry:
     """Maximum likelihood, a tie being half a win for each; intervals by the sandwich of arena-rank, unweighted.
 
@@ -237,12 +250,10 @@ def _arrays(votes: Sequence[Vote]) -> tuple[list[str], NDArray[np.intp], NDArray
 
 def _check_maximum(names: list[str], a_V: NDArray[np.intp], b_V: NDArray[np.intp], score_V: Floats) -> None:
     """The maximum exists if and only if no group of models is unbeaten by the rest (Ford 1957)."""
-    has_beaten = np.zeros((len(names), len(names)), dtype=bool)  # or tied with
-    has_beaten[a_V[score_V > 0], b_V[score_V > 0]] = True
-    has_beaten[b_V[score_V < 1], a_V[score_V < 1]] = True
-    count, group_of = connected_components(has_beaten, connection="strong")
+    count, group_of = _unbeaten_groups(len(names), a_V, b_V, score_V)
     if count == 1:
         return
+    has_beaten = _has_beaten(len(names), a_V, b_V, score_V)
     unbeaten = next(g for g in range(count) if not has_beaten[group_of != g][:, group_of == g].any())
     above = ", ".join(name for name, group in zip(names, group_of, strict=True) if group == unbeaten)
     below = ", ".join(name for name, group in zip(names, group_of, strict=True) if group != unbeaten)
@@ -250,6 +261,23 @@ def _check_maximum(names: list[str], a_V: NDArray[np.intp], b_V: NDArray[np.intp
         f"Bradley-Terry ratings do not exist: in no vote did {below} win or tie against {above}; "
         "collect more votes, or read the win ratios of the pairs instead."
     )
+
+
+def _has_beaten(num_models: int, a_V: NDArray[np.intp], b_V: NDArray[np.intp], score_V: Floats) -> NDArray[np.bool_]:
+    """(K, K): whether the model of a row won or tied against that of a column."""
+    has_beaten = np.zeros((num_models, num_models), dtype=bool)
+    has_beaten[a_V[score_V > 0], b_V[score_V > 0]] = True
+    has_beaten[b_V[score_V < 1], a_V[score_V < 1]] = True
+    return has_beaten
+
+
+def _unbeaten_groups(
+    num_models: int, a_V: NDArray[np.intp], b_V: NDArray[np.intp], score_V: Floats
+) -> tuple[int, NDArray[np.int32]]:
+    """How many groups of models beat each other in a circle, and the group of each model."""
+    has_beaten = _has_beaten(num_models, a_V, b_V, score_V)
+    count, group_of = connected_components(has_beaten, connection="strong")
+    return int(count), group_of
 
 
 def _maximum(num_models: int, a_V: NDArray[np.intp], b_V: NDArray[np.intp], score_V: Floats) -> Floats:

@@ -5,7 +5,8 @@
     14,r3,model-y,model-w,tie
     3,r0,model-x,model-w,model_b
 
-`model_a` was shown on the left. A column `is_repeat` is read where there is one; others are ignored.
+`model_a` was shown on the left. `winner` is read in LMArena's spellings, too (`tie (bothbad)`). A column `is_repeat`
+is read where there is one; others are ignored.
 """
 
 import csv
@@ -19,7 +20,9 @@ from sharegpt4o_image.errors import UserError
 
 REQUIRED_FIELDS = ("prompt_id", "rater", "model_a", "model_b", "winner")
 WINNERS = ("model_a", "model_b", "tie", "both_bad")
-_FLAGS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False}
+_WINNER_ALIASES = {"tie (bothbad)": "both_bad", "bothbad": "both_bad"}  # as LMArena's vote files write them
+_TRUE, _FALSE = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no", "")
+_FLAGS = dict.fromkeys(_TRUE, True) | dict.fromkeys(_FALSE, False)
 
 
 @dataclass(frozen=True)
@@ -143,14 +146,17 @@ def _jsonl_rows(file: Iterable[str], path: Path) -> Iterator[tuple[int, dict[str
 def _vote(row: Mapping[str, Any], line: int, source: Path | str) -> Vote:
     where = f"{source}, line {line}"
     values = {field: _text(row.get(field), field, where) for field in REQUIRED_FIELDS}
-    if values["winner"] not in WINNERS:
+    winner = values["winner"].lower()
+    winner = _WINNER_ALIASES.get(winner, winner)
+    if winner not in WINNERS:
         raise UserError(f"{where}: winner is {values['winner']!r}; it is one of {', '.join(WINNERS)}.")
     if values["model_a"] == values["model_b"]:
         raise UserError(f"{where}: model_a and model_b are both {values['model_a']!r}; a vote compares two models.")
-    flag = str(row.get("is_repeat") or "").strip().lower()
+    given = row.get("is_repeat")
+    flag = "" if given is None else str(given).strip().lower()
     if flag not in _FLAGS:
-        raise UserError(f"{where}: is_repeat is {row['is_repeat']!r}; it is true or false.")
-    return Vote(**values, is_repeat=_FLAGS[flag], line=line)
+        raise UserError(f"{where}: is_repeat is {given!r}; it is true or false.")
+    return Vote(**(values | {"winner": winner}), is_repeat=_FLAGS[flag], line=line)
 
 
 def _text(value: Any, field: str, where: str) -> str:

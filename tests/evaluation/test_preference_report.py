@@ -77,6 +77,22 @@ def test_ratings_that_do_not_exist_leave_the_pairs_and_the_reason(tmp_path):
     plot(numbers, tmp_path / "plot.png")
 
 
+def test_the_largest_part_that_can_be_rated_is_rated_and_the_others_are_named(tmp_path):
+    circle = [("a", "b"), ("b", "c"), ("c", "a"), ("a", "c")]
+    votes = [Vote(str(n), "r", *pair, "model_a") for n, pair in enumerate([*circle, ("best", "a"), ("b", "worst")])]
+    fit = report(votes)["bradley_terry"]
+    alone = report(votes[:4])["bradley_terry"]
+    assert {key: fit[key] for key in alone} == alone
+    assert fit["competitors"] == ["a", "b", "c"]
+    assert fit["votes"] == 4
+    assert fit["left_out"] == ["best", "worst"]
+    assert "in no vote did a, b, c, worst win or tie against best" in fit["left_out_reason"]
+    text = to_text(report(votes))
+    assert "Not rated: best, worst. Bradley-Terry ratings do not exist" in text
+    assert "The others are rated by the 4 votes among them" in text
+    plot(report(votes), tmp_path / "plot.png")
+
+
 def test_text_shows_the_numbers(numbers):
     text = to_text(numbers)
     assert "| janus-4o vs janus-pro | 52 | 36 / 8 / 8 | 69.2 / 15.4 / 15.4 | 55.7 to 80.1 | 68.0 to 90.5 |" in text

@@ -47,6 +47,14 @@ def test_sides_are_undone(winner, left, undone):
     assert Vote("1", "r", "x", "y", winner).score == left
 
 
+@pytest.mark.parametrize(
+    ("spelling", "winner"),
+    [("tie (bothbad)", "both_bad"), ("bothbad", "both_bad"), ("Tie", "tie"), ("Model_A", "model_a")],
+)
+def test_winners_are_read_in_the_spellings_of_lmarena(tmp_path, spelling, winner):
+    assert read_votes(write(tmp_path, f"1,r,x,y,{spelling}"))[0].winner == winner
+
+
 def test_byte_order_mark_and_blanks_around_values(tmp_path):
     path = tmp_path / "votes.csv"
     path.write_bytes(b"\xef\xbb\xbf" + HEAD.encode() + b"\r\n1, r ,x,y, tie\r\n")
@@ -117,5 +125,14 @@ def test_a_second_vote_without_a_mark_is_an_error_where_marks_are_kept(tmp_path)
 def test_marks_are_checked(tmp_path):
     with pytest.raises(UserError, match="line 2: is_repeat is set, but prompt 1, x against y, rater r has no first"):
         read_votes(write(tmp_path, "1,r,x,y,tie,true", head=HEAD + ",is_repeat"))
+    row = {"prompt_id": 1, "rater": "r", "model_a": "x", "model_b": "y", "winner": "tie"}
+    for value in ({}, [], {"a": 1}, 2):
+        (tmp_path / "marks.jsonl").write_text(json.dumps(row | {"is_repeat": value}) + "\n")
+        with pytest.raises(UserError) as error:
+            read_votes(tmp_path / "marks.jsonl")
+        assert f"line 1: is_repeat is {value!r}; it is true or false" in str(error.value)
+    for value in (None, False, 0, 0.0, "no", ""):
+        (tmp_path / "marks.jsonl").write_text(json.dumps(row | {"is_repeat": value}) + "\n")
+        assert not read_votes(tmp_path / "marks.jsonl")[0].is_repeat
     with pytest.raises(UserError, match="line 2: is_repeat is 'maybe'"):
         read_votes(write(tmp_path, "1,r,x,y,tie,maybe", head=HEAD + ",is_repeat"))
