@@ -6,7 +6,7 @@ What was not measured is said to be so; no number comes from anywhere else.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
@@ -19,6 +19,8 @@ from sharegpt4o_image.builders.card_metadata import license_fields
 from sharegpt4o_image.builders.card_text import code, join_words, literal, prose, table
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
+NOT_EVALUATED = "It was not evaluated."
+SCORE_COLUMNS = ("Benchmark", "Score", "95 % interval", "Pictures", "Command")
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,12 @@ def _metadata(facts: ModelCardFacts) -> str:
     )
     for name, value in license_fields(facts.license).items():
         card[name] = value
-    return yaml.safe_dump(card.to_dict(), sort_keys=False, allow_unicode=True).rstrip()
+    return metadata_text(card.to_dict())
+
+
+def metadata_text(metadata: Mapping[str, Any]) -> str:
+    """The YAML between the lines of dashes at the top."""
+    return yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True).rstrip()
 
 
 def _loading(facts: ModelCardFacts) -> str:
@@ -217,14 +224,18 @@ def _text(value: Any) -> str:
 
 
 def _evaluation(facts: ModelCardFacts) -> str:
-    if not facts.scores:
-        return _paragraphs("It was not evaluated.", *map(_sweep, facts.sweeps))
+    return _paragraphs(render_scores(facts.scores, facts.scores_note), *map(_sweep, facts.sweeps))
+
+
+def render_scores(scores: Sequence[Score], note: str | None) -> str:
+    """What was measured, as the evaluation begins with it."""
+    if not scores:
+        return NOT_EVALUATED
     lines = [
         (prose(score.benchmark), f"{score.score:.3f}", _interval(score), _samples(score), _command(score))
-        for score in facts.scores
+        for score in scores
     ]
-    scores = table(("Benchmark", "Score", "95 % interval", "Pictures", "Command"), lines)
-    return _paragraphs(facts.scores_note or "", scores, *map(_sweep, facts.sweeps))
+    return _paragraphs(note or "", table(SCORE_COLUMNS, lines))
 
 
 def _interval(score: Score) -> str:

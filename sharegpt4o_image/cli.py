@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sharegpt4o_image import cli_datasets, cli_evaluation, cli_preference, cli_training
+from sharegpt4o_image import cli_datasets, cli_evaluation, cli_preference, cli_report, cli_training
 from sharegpt4o_image.errors import UserError
 
 if TYPE_CHECKING:
@@ -380,6 +380,7 @@ def generate(
 
 app.add_typer(cli_evaluation.evaluate_app, name="evaluate")
 app.add_typer(cli_preference.preference_app, name="preference")
+app.command()(cli_report.report)
 
 
 @app.command()

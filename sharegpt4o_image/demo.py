@@ -23,9 +23,20 @@ from rich.progress import Progress, TaskID
 from sharegpt4o_image.builders.packer import pack
 from sharegpt4o_image.builders.row_source import RowPlan
 from sharegpt4o_image.builders.run_source import RunSource
-from sharegpt4o_image.checkpoints import TINY_JANUS_4O, TINY_JANUS_PRO, load_checkpoint, resolve_checkpoint
-from sharegpt4o_image.demo_report import definition_list, loss_curve, page, picture_tag, score_table, sheet_table
+from sharegpt4o_image.checkpoints import TINY_JANUS_4O, TINY_JANUS_PRO, resolve_checkpoint
+from sharegpt4o_image.demo_report import (
+    definition_list,
+    loss_curve,
+    page,
+    paragraph,
+    picture_tag,
+    score_table,
+    sheet_table,
+)
+from sharegpt4o_image.evaluation.benchmark_run import SamplingRecipe
 from sharegpt4o_image.evaluation.contact_sheet import contact_sheet
+from sharegpt4o_image.evaluation.geneval_run import run_geneval
+from sharegpt4o_image.evaluation.model_generator import ModelGenerator
 from sharegpt4o_image.evaluation.scene_benchmark import (
     EditItem,
     edit_items,
@@ -33,7 +44,10 @@ from sharegpt4o_image.evaluation.scene_benchmark import (
     source_picture,
     teacher_picture,
 )
-from sharegpt4o_image.evaluation.scene_runner import ScoredPictures, draw_and_judge, text_of
+from sharegpt4o_image.evaluation.scene_geneval import scene_geneval
+from sharegpt4o_image.evaluation.scene_record import SCENE_EDITS, SCENES, scene_record
+from sharegpt4o_image.evaluation.scene_runner import Item, ScoredPictures, draw_and_judge, text_of
+from sharegpt4o_image.evaluation.score_record import ScoreRecord, write_scores
 from sharegpt4o_image.offline_teacher.editing import parse_edit
 from sharegpt4o_image.offline_teacher.language import parse_request
 from sharegpt4o_image.offline_teacher.perception import perceive
@@ -62,16 +76,31 @@ class DemoSize:
 
     records_per_task: int
     items_per_kind: int
+    prompts_per_tag: int
     train_steps: int
+
+    @property
+    def command(self) -> str:
+        """What runs a demo of this kind."""
+        return "sharegpt4o-image demo" if self.train_steps else "sharegpt4o-image demo --fast"
 
 
 # About a quarter of the samples is set aside because the benchmark asks for them; over 200 of each task remain.
-FAST = DemoSize(records_per_task=320, items_per_kind=10, train_steps=0)
-FULL = DemoSize(records_per_task=600, items_per_kind=30, train_steps=400)
+FAST = DemoSize(records_per_task=320, items_per_kind=10, prompts_per_tag=5, train_steps=0)
+FULL = DemoSize(records_per_task=600, items_per_kind=30, prompts_per_tag=20, train_steps=400)
 
 _TRAIN_BATCH = 16
 _TRAIN_LEARNING_RATE = 5e-4  # a tiny model wants more than the 5e-6 of the 7B
 _ROWS_PER_KIND = 4  # rows of each kind on the contact sheet
+
+_SEED = 0
+
+_GENEVAL = "GenEval's rules on held-out prompts"
+_GENEVAL_NOTE = (
+    "The rules are GenEval's own; the scene detector stands for its detector and its colour classifier. A detection "
+    "must overlap the nearest shape by more than 0.3, for counting by more than 0.9, which pictures of 32 x 32 pixels "
+    "seldom reach. The overall score is the mean of the tags."
+)
 
 _WHAT_IS = {
     "before": "{}: learned to draw, never saw an edit",
@@ -80,13 +109,17 @@ _WHAT_IS = {
 }
 
 
+Scores = dict[str, dict[str, dict[str, float]]]
+
+
 @dataclass(frozen=True)
 class DemoResult:
-    """Where the demo's results are, and its table of scores."""
+    """Where the demo's results are, and its tables of scores: column -> row -> numbers."""
 
     report_path: Path
     sheet_path: Path
-    scores: dict[str, dict[str, dict[str, float]]]
+    scores: Scores
+    geneval: Scores
     seconds: float
 
 
@@ -94,7 +127,7 @@ def run_demo(size: DemoSize, progress: Progress) -> DemoResult:
     """Run the loop in the current directory.
 
     Writes: `./sharegpt4o-image` (data set and codes), `./demo/` (run, checkpoint, `report.html`,
-    `contact_sheet.png`, `scores.json`).
+    `contact_sheet.png`, `scores.json`, and for each checkpoint `<column>/scores/*.json`).
     """
     started = time.monotonic()
     resolve_checkpoint(TINY_JANUS_PRO)  # first: without it nothing is begun
@@ -106,8 +139,13 @@ def run_demo(size: DemoSize, progress: Progress) -> DemoResult:
     names = {"before": TINY_JANUS_PRO, "after": tuned}
     if size.train_steps:
         names["shipped"] = TINY_JANUS_4O
-    scored = {column: _score(name, size, progress) for column, name in names.items()}
-    return _report(names, scored, log, started)
+    for column in _WHAT_IS:
+        shutil.rmtree(DEMO_DIR / column, ignore_errors=True)  # what an earlier demo drew and scored
+    generators = {column: ModelGenerator.from_pretrained(name, SamplingRecipe()) for column, name in names.items()}
+    scored = {column: _score(column, generator, size, progress) for column, generator in generators.items()}
+    progress.stop()  # what follows shows bars of its own
+    geneval = {column: _score_by_geneval(column, generator, size) for column, generator in generators.items()}
+    return _report(names, scored, geneval, log, started)
 
 
 def _make_dataset(size: DemoSize, progress: Progress) -> None:
@@ -165,14 +203,31 @@ def _tune(size: DemoSize, progress: Progress) -> tuple[str, dict[str, Any]]:
     return str(output_dir), train(arguments, config, partial(_show, progress, bar)).log
 
 
-def _score(name: str, size: DemoSize, progress: Progress) -> list[ScoredPictures]:
+def _score(column: str, generator: ModelGenerator, size: DemoSize, progress: Progress) -> list[ScoredPictures]:
     """Held-out prompts, then held-out edits."""
-    model, processor = load_checkpoint(name)
+    parts: dict[str, Sequence[Item]] = {
+        SCENES: prompt_items(size.items_per_kind),
+        SCENE_EDITS: edit_items(size.items_per_kind),
+    }
+    recipe = {**generator.identity, "seed": _SEED}
     scored = []
-    for items in (prompt_items(size.items_per_kind), edit_items(size.items_per_kind)):
-        bar = progress.add_task(f"Scoring {Path(name).name}", total=len(items))
-        scored.append(draw_and_judge(model, processor, items, on_progress=partial(progress.advance, bar)))
+    for benchmark, items in parts.items():
+        bar = progress.add_task(f"Scoring {column}", total=len(items))
+        part = draw_and_judge(
+            generator.model, generator.processor, items, _SEED, on_progress=partial(progress.advance, bar)
+        )
+        record = scene_record(benchmark, items, part.verdicts, generator=recipe, command=size.command)
+        write_scores(record, DEMO_DIR / column)
+        scored.append(part)
     return scored
+
+
+def _score_by_geneval(column: str, generator: ModelGenerator, size: DemoSize) -> ScoreRecord:
+    """One picture of each held-out prompt."""
+    benchmark = scene_geneval(size.prompts_per_tag, images_per_prompt=1)
+    result = run_geneval(benchmark, DEMO_DIR / column, generator, seed=_SEED, command=size.command)
+    assert result is not None  # the demo is one process
+    return result.record
 
 
 def _show(progress: Progress, bar: TaskID, done: int, total: int) -> None:
@@ -180,9 +235,14 @@ def _show(progress: Progress, bar: TaskID, done: int, total: int) -> None:
 
 
 def _report(
-    names: dict[str, str], scored: dict[str, list[ScoredPictures]], log: dict[str, Any], started: float
+    names: dict[str, str],
+    scored: dict[str, list[ScoredPictures]],
+    geneval: dict[str, ScoreRecord],
+    log: dict[str, Any],
+    started: float,
 ) -> DemoResult:
     scores = {column: {**prompts.table, **edits.table} for column, (prompts, edits) in scored.items()}
+    geneval_scores = {column: _table_of(record) for column, record in geneval.items()}
     columns = ["source", *scored, "teacher"]
     rows = _sheet_rows(scored)
     sheet_path, report_path = DEMO_DIR / "contact_sheet.png", DEMO_DIR / "report.html"
@@ -195,12 +255,21 @@ def _report(
     sections = [
         ("What is compared", definition_list({column: _WHAT_IS[column].format(names[column]) for column in scored})),
         ("Scores on held-out prompts and edits", score_table(scores)),
+        (_GENEVAL, score_table(geneval_scores) + paragraph(_GENEVAL_NOTE)),
         ("Training loss", loss_curve(curve)),
         ("What was drawn (green: judged right, red: wrong)", sheet_table(columns, cells)),
     ]
     report_path.write_text(page("ShareGPT-4o-Image demo", sections), encoding="utf-8")
     (DEMO_DIR / "scores.json").write_text(json.dumps(scores, indent=1), encoding="utf-8")
-    return DemoResult(report_path, sheet_path, scores, time.monotonic() - started)
+    return DemoResult(report_path, sheet_path, scores, geneval_scores, time.monotonic() - started)
+
+
+def _table_of(record: ScoreRecord) -> dict[str, dict[str, float]]:
+    """The scores of a record as the tables show them."""
+    return {
+        line.name: {"score": line.value, "low": line.low or 0.0, "high": line.high or 0.0, "images": line.count or 0}
+        for line in record.scores
+    }
 
 
 def _sheet_rows(
@@ -223,13 +292,9 @@ def _sheet_rows(
 
 
 def print_result(result: DemoResult, console: Console) -> None:
-    """The table of scores, the files, and what to try next."""
-    from rich.table import Table
-
-    table = Table("share right", *result.scores)
-    for kind in next(iter(result.scores.values())):
-        table.add_row(kind, *(f"{scores[kind]['score']:.2f}" for scores in result.scores.values()))
-    console.print(table)
+    """The tables of scores, the files, and what to try next."""
+    _print_table("share right", result.scores, console)
+    _print_table(_GENEVAL, result.geneval, console)
     console.print(f"{result.seconds:.0f} s; see {result.report_path} and {result.sheet_path}. Try next:")
     for command in (
         'sharegpt4o-image generate "a red circle on a gray background" -n 4 -o out/',
@@ -237,3 +302,12 @@ def print_result(result: DemoResult, console: Console) -> None:
         "sharegpt4o-image evaluate scene-edits --limit 20",
     ):
         console.print(f"  {command}", highlight=False, soft_wrap=True)
+
+
+def _print_table(title: str, columns: Scores, console: Console) -> None:
+    from rich.table import Table
+
+    table = Table(title, *columns)
+    for row in next(iter(columns.values())):
+        table.add_row(row, *(f"{scores[row]['score']:.2f}" for scores in columns.values()))
+    console.print(table)

@@ -25,8 +25,13 @@ def definition_list(meanings: Mapping[str, str]) -> str:
     return f"<dl>{items}</dl>"
 
 
+def paragraph(text: str) -> str:
+    """An HTML paragraph."""
+    return f"<p>{html.escape(text)}</p>"
+
+
 def score_table(columns: Mapping[str, Scores]) -> str:
-    """An HTML table: one row for each kind, one column for each checkpoint, with 95 % Wilson intervals."""
+    """An HTML table: one row for each kind, one column for each checkpoint, with 95 % intervals."""
     kinds = list(next(iter(columns.values())))
     head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
     body = "".join(

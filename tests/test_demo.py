@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from sharegpt4o_image.checkpoints import TINY_JANUS_4O, TINY_JANUS_PRO
+from sharegpt4o_image.evaluation.score_record import read_scores
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,19 @@ def test_editing_is_what_fine_tuning_adds(demo):
     assert edits["after"] > edits["before"]
     assert "recolor" in stdout
     assert stdout.count("  sharegpt4o-image ") == 3
+
+
+def test_genevals_rules_score_each_column(demo):
+    directory, stdout = demo
+    page = (directory / "demo" / "report.html").read_text(encoding="utf-8")
+    for column, model in (("before", TINY_JANUS_PRO), ("after", TINY_JANUS_4O)):
+        records = {path.stem: read_scores(path) for path in (directory / "demo" / column / "scores").glob("*.json")}
+        assert records.keys() == {"scenes", "scene-edits", "scene-geneval"}
+        assert {record.model for record in records.values()} == {model}
+        overall = records["scene-geneval"].overall
+        assert (overall.count, overall.low < overall.value < overall.high) == (30, True)
+        assert f"{overall.value:.2f} <small>[{overall.low:.2f}, {overall.high:.2f}] n=30</small>" in page
+    assert "color_attr" in stdout
 
 
 def test_the_columns_say_which_checkpoints_they_are(demo):

@@ -20,7 +20,16 @@ from sharegpt4o_image.synthesis.ledger import Ledger
 from sharegpt4o_image.synthesis.planning import assume_costs
 from sharegpt4o_image.synthesis.requests import Product, TeacherRequest
 from sharegpt4o_image.synthesis.run_folder import check_run_dir
-from sharegpt4o_image.synthesis.scheduler import Bookkeeper, DirectTransport, Dispatcher, Rejected, run_workers
+from sharegpt4o_image.synthesis.scheduler import (
+    Bookkeeper,
+    DirectTransport,
+    Dispatcher,
+    EndpointAtFault,
+    Rejected,
+    RejectedByAnswer,
+    Unfinished,
+    run_workers,
+)
 from sharegpt4o_image.synthesis.settling import Settling, check_prices, drained_on_signal, run_invocation
 from sharegpt4o_image.synthesis.teachers import load_teachers
 
@@ -34,12 +43,17 @@ class Question(Generic[Product]):
     Args:
         request ([`TeacherRequest`]): its `parse` raises `InvalidAnswer` where the answer is to be asked for again.
         on_answer (callable): called once with the product.
-        on_refusal (callable): called instead with the reason, where the endpoint refuses it for good.
+        on_refusal (callable):
+            Called instead with the reason, where the endpoint refuses it for good, or gave no answer of use however
+            often it was asked. Such a question is called refused only once the endpoint has answered another one, so
+            an endpoint that breaks down refuses nothing.
+        on_unfinished (callable, *optional*): called with the reason, where it is left for the next invocation.
     """
 
     request: TeacherRequest[Product]
     on_answer: Callable[[Product], None]
     on_refusal: Callable[[str], None]
+    on_unfinished: Callable[[str], None] = field(default=lambda reason: None)
 
 
 @dataclass
@@ -134,16 +148,18 @@ async def _ask_all(
             settling = Settling(journal)
             dispatcher = _dispatcher(journal, config, settling, budget_usd, clients)
             done, before = Asking(), journal.count_attempts().total()
+            inquiry = _Inquiry(dispatcher, done)
 
             async def settle(question: Question[Any]) -> None:
                 done.num_questions += 1
                 with settling.noting_faults():
-                    await _settle(question, dispatcher, done)
+                    await inquiry.settle(question)
                 if on_progress is not None:
                     on_progress()
 
             with drained_on_signal(settling.stop):
                 await run_workers(questions(journal.blobs), settle, config.num_workers, settling.stop)
+            inquiry.finish()
             settling.raise_stop()
             done.unfinished = settling.unfinished
             done.new_attempts = journal.count_attempts().total() - before
@@ -163,12 +179,43 @@ def _dispatcher(
     return Dispatcher(journal, config, lambda request: transport)
 
 
-async def _settle(question: Question[Any], dispatcher: Dispatcher, done: Asking) -> None:
-    try:
-        product = await dispatcher.obtain(question.request)
-    except Rejected as rejection:
-        done.num_refused += 1
-        question.on_refusal(str(rejection))
-        return
-    done.num_answered += 1
-    question.on_answer(product)
+class _Inquiry:
+    """Questions -> who waits for their answers; refusals that may be the endpoint's fault wait for the next answer."""
+
+    def __init__(self, dispatcher: Dispatcher, done: Asking) -> None:
+        self._dispatcher = dispatcher
+        self._done = done
+        self._doubtful: list[tuple[Question[Any], str]] = []
+        self._is_at_fault = False
+
+    async def settle(self, question: Question[Any]) -> None:
+        """Answer a question; what is left of it is the caller's."""
+        try:
+            product = await self._dispatcher.obtain(question.request)
+        except RejectedByAnswer as rejection:
+            self._doubtful.append((question, str(rejection)))
+        except Rejected as rejection:
+            self._refuse(question, str(rejection))
+        except Unfinished as fault:
+            question.on_unfinished(str(fault))
+            raise
+        except EndpointAtFault:
+            self._is_at_fault = True
+            raise
+        else:
+            self._done.num_answered += 1
+            question.on_answer(product)
+            self._settle_doubtful()
+
+    def finish(self) -> None:
+        """Decide on the refusals after which no answer came."""
+        if not self._is_at_fault:
+            self._settle_doubtful()
+
+    def _settle_doubtful(self) -> None:
+        while self._doubtful:
+            self._refuse(*self._doubtful.pop())
+
+    def _refuse(self, question: Question[Any], reason: str) -> None:
+        self._done.num_refused += 1
+        question.on_refusal(reason)

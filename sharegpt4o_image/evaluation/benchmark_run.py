@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from PIL import Image
 from rich.console import Console
@@ -24,6 +24,9 @@ from sharegpt4o_image.evaluation.drawing import (
     missing_pictures,
     save_picture,
 )
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 Item = TypeVar("Item")
 
@@ -58,19 +61,22 @@ class Share:
     def wait(self) -> None:
         """Until all processes have come here."""
         if self.world > 1:
-            from accelerate import PartialState
-
-            PartialState().wait_for_everyone()
+            _process_group().wait_for_everyone()
 
 
 def current_share() -> Share:
     """All of the work, or under `accelerate launch` with several processes the part of this one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Share()
+    state = _process_group()
+    return Share(state.process_index, state.num_processes)
+
+
+def _process_group() -> "PartialState":
+    import torch
     from accelerate import PartialState
 
-    state = PartialState()
-    return Share(state.process_index, state.num_processes)
+    return PartialState(cpu=not torch.cuda.is_available())  # without the word it takes no launcher's CPUs
 
 
 def make_generator(
@@ -97,6 +103,8 @@ def make_generator(
         raise UserError("--base-url needs the name of the model there; give --model NAME")
     if recipe != SamplingRecipe():
         raise UserError("guidance and edit freedom belong to a local checkpoint; leave them out with --base-url")
+    if current_share().world > 1:
+        raise UserError("an endpoint is asked many things at once by one process; leave the launcher out")
     from sharegpt4o_image.evaluation.endpoint_generator import EndpointGenerator
 
     return EndpointGenerator(base_url, model, run_dir, budget_usd)

@@ -1,26 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A picture and the masks of detections -> CLIP's colour of each; and with a detector, the picture's GenEval row."""
+"""A picture and the masks of detections -> CLIP's colour of each."""
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.evaluation.geneval_crops import crop_of
-from sharegpt4o_image.evaluation.geneval_prompts import COLORS, Prompt
-from sharegpt4o_image.evaluation.geneval_rules import Detection, decide, keep_detections
-from sharegpt4o_image.evaluation.geneval_scores import ResultRow
+from sharegpt4o_image.evaluation.geneval_prompts import COLORS
+from sharegpt4o_image.evaluation.geneval_rules import Detection
 
 if TYPE_CHECKING:
-    from sharegpt4o_image.evaluation.mask2former_detector import Mask, Mask2FormerDetector
+    from sharegpt4o_image.evaluation.mask2former_detector import Mask
 
 # djghosh13/geneval@af4902f, evaluation/evaluate_images.py: open_clip's ViT-L-14 of OpenAI, the same weights
 CLIP = "openai/clip-vit-large-patch14"
@@ -119,34 +117,3 @@ def pixel_values_of(crop: Image.Image, edge: int) -> torch.Tensor:
     middle = np.array(resized.crop((left, upper, left + edge, upper + edge)))
     mean, std = (torch.tensor(values)[:, None, None] for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     return (torch.from_numpy(middle).permute(2, 0, 1) / 255 - mean) / std
-
-
-# ------------------------------------------------------------------ the official row
-
-
-def judge_picture(
-    picture: Image.Image,
-    prompt: Prompt,
-    filename: str,
-    detector: "Mask2FormerDetector",
-    classifier: ClipColorClassifier,
-) -> ResultRow:
-    """GenEval's verdict on one picture; the classifier is asked only for colours that the prompt names."""
-    upright = ImageOps.exif_transpose(picture)
-    found = detector.detect(upright)
-    detections = {name: [detection for detection, _ in of_class] for name, of_class in found.items()}
-    kept = keep_detections(detections, prompt.tag, filename)
-
-    def classify(name: str, indices: Sequence[int]) -> list[str]:
-        return classifier.colors_of(upright, name, [found[name][index] for index in indices])
-
-    verdict = decide(prompt, kept, classify)
-    return ResultRow(
-        filename=filename,
-        tag=prompt.tag,
-        prompt=prompt.prompt,
-        correct=verdict.correct,
-        reason=verdict.reason,
-        metadata=json.dumps(prompt.to_json()),
-        details=json.dumps({name: [one.to_json() for one in of_class] for name, of_class in kept.items()}),
-    )

@@ -2,10 +2,11 @@
 """The question file of DPG-Bench -> items, each with its questions and their dependency graph."""
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,10 @@ COLUMNS_READ = ("item_id", "text", "proposition_id", "dependency", "tuple", "que
 
 # Level-1 categories of the paper's table (DPG-Bench columns); the file names them in lower case.
 LEVEL_1_CATEGORIES = ("global", "entity", "attribute", "relation", "other")
+
+# Ids of a column that pandas made floating: it writes 3 as "3.0".
+_WHOLE_NUMBER = re.compile(r"([+-]?\d+)(?:\.0*)?")
+_END_OF_FILE = "<end of file>"  # a line of our own behind the file's last: in quotes that were not closed, it is text
 
 # "drop" is what the official loader does: it skips the first data row as if that were the header.
 FirstRow = Literal["keep", "drop"]
@@ -34,11 +39,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Item:
-    """One prompt and its questions, in file order."""
+    """One prompt and its questions, in file order; of those that share a number only the last is left."""
 
     id: str
     text: str
     questions: tuple[Question, ...]
+    repeated_numbers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,22 @@ def read_questions(path: Path, first_row: FirstRow = "keep") -> list[Item]:
     rows = list(_rows(path))
     if not rows:
         raise UserError(f"{path}: there are no questions below the header; fetch the file again.")
-    return [_item(path, block) for block in _blocks(path, rows[1:] if first_row == "drop" else rows)]
+    if first_row == "drop" or _repeats_header(rows[0]):
+        return [_item(path, block) for block in _blocks(path, rows[1:])]
+    _check_first_row(path, rows[0])
+    return [_item(path, block) for block in _blocks(path, rows)]
+
+
+def _repeats_header(row: _Row) -> bool:
+    """Whether the header is there twice, so that the official loader loses nothing."""
+    return all(row.cells[name] == name for name in COLUMNS_READ)
+
+
+def _check_first_row(path: Path, row: _Row) -> None:
+    try:
+        _question(row, _where(path, row))
+    except UserError as error:
+        raise UserError(f"{error} The official loader skips this row; --first-row drop does so, too.") from None
 
 
 def missing_parents(items: Sequence[Item]) -> dict[str, str]:
@@ -74,6 +95,15 @@ def missing_parents(items: Sequence[Item]) -> dict[str, str]:
     return missing
 
 
+def repeated_questions(items: Sequence[Item]) -> dict[str, str]:
+    """Item -> which of its question numbers the file has more than once."""
+    return {
+        item.id: f"question {', '.join(map(str, item.repeated_numbers))} is there more than once; the last one counts"
+        for item in items
+        if item.repeated_numbers
+    }
+
+
 def unknown_categories(items: Sequence[Item]) -> dict[str, int]:
     """Number of questions for each level-1 category that DPG-Bench does not have."""
     names = Counter(question.level_1 for item in items for question in item.questions)
@@ -84,10 +114,12 @@ def _rows(path: Path) -> Iterator[_Row]:
     """Data rows with the line on which each begins (a quoted text may span lines)."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            reader = csv.reader(chain(file, [_END_OF_FILE]))  # lenient, as pandas is: a quote within a field is text
             header = _header(path, reader)
             line = reader.line_num + 1
             for cells in reader:
+                if cells == [_END_OF_FILE]:
+                    return
                 if cells:
                     _check_width(path, line, header, cells)
                     yield _Row(line, dict(zip(header, cells, strict=True)))
@@ -111,6 +143,8 @@ def _header(path: Path, reader: Iterator[list[str]]) -> list[str]:
 
 
 def _check_width(path: Path, line: int, header: list[str], cells: list[str]) -> None:
+    if cells[-1].endswith(_END_OF_FILE):
+        raise UserError(f"{path}, line {line}: is not valid CSV (a quote is not closed); check its quotes.")
     if len(cells) != len(header):
         raise UserError(
             f"{path}, line {line} (item {cells[0]!r}): has {len(cells)} fields, the header {len(header)}; "
@@ -135,14 +169,12 @@ def _blocks(path: Path, rows: list[_Row]) -> Iterator[list[_Row]]:
 
 
 def _item(path: Path, rows: list[_Row]) -> Item:
-    questions: dict[int, Question] = {}
-    for row in rows:
-        where = _where(path, row)
-        question = _question(row, where)
-        if question.number in questions:
-            raise UserError(f"{where}: `proposition_id` {question.number} is there twice; number questions uniquely.")
-        questions[question.number] = question
-    return Item(rows[0].cells["item_id"], rows[0].cells["text"], tuple(questions.values()))
+    """As the official loader does: a question takes the place of an earlier one with its number."""
+    questions = [_question(row, _where(path, row)) for row in rows]
+    last = {question.number: question for question in questions}
+    counts = Counter(question.number for question in questions)
+    repeated = tuple(number for number, count in counts.items() if count > 1)
+    return Item(rows[0].cells["item_id"], rows[0].cells["text"], tuple(last.values()), repeated)
 
 
 def _where(path: Path, row: _Row) -> str:
@@ -163,7 +195,7 @@ def _question(row: _Row, where: str) -> Question:
 
 
 def _number(text: str, column: str, where: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise UserError(f"{where}: `{column}` is {text!r}; expected whole numbers, 0 for no parent.") from None
+    match = _WHOLE_NUMBER.fullmatch(text.strip())
+    if match is None:
+        raise UserError(f"{where}: `{column}` is {text!r}; expected whole numbers, 0 for no parent.")
+    return int(match[1])

@@ -22,6 +22,7 @@ from sharegpt4o_image.evaluation.dpg_questions import (
     Item,
     missing_parents,
     read_questions,
+    repeated_questions,
     unknown_categories,
 )
 
@@ -266,20 +267,60 @@ def score_files(
     """
     stored = read_answers(answers)
     pictures = _num_pictures(answers, stored, num_pictures)
-    all_items = read_questions(questions, first_row or "keep")
-    corrected = score(all_items, stored, pictures)
-    if not corrected.n_items_scored:
-        reasons = _first([f"{item}: {reason}" for item, reason in corrected.failed.items()])
+    blocks = score_blocks(
+        read_questions(questions, first_row or "keep"),
+        read_questions(questions, first_row or "drop"),
+        stored,
+        pictures,
+        first_row,
+    )
+    if not blocks.corrected.n_items_scored:
+        reasons = _first([f"{item}: {reason}" for item, reason in blocks.corrected.failed.items()])
         raise UserError(f"{answers}: no item can be scored with {questions} ({reasons}); check that the two match.")
-    official = score(read_questions(questions, first_row or "drop"), stored, pictures)
-    return {
-        "benchmark": "dpg_bench",
-        "num_pictures": pictures,
-        "official": {"first_row": first_row or "drop", **official.official_json()},
-        "corrected": {"first_row": first_row or "keep", **corrected.corrected_json()},
-        "missing_parents": missing_parents(all_items),
-        "unknown_categories": unknown_categories(all_items),
-    }
+    return blocks.to_json()
+
+
+@dataclass(frozen=True)
+class ScoreBlocks:
+    """The official scores beside the corrected ones; `items` are those of the corrected ones."""
+
+    items: Sequence[Item]
+    num_pictures: int
+    official_row: FirstRow
+    corrected_row: FirstRow
+    official: DpgScores
+    corrected: DpgScores
+
+    def to_json(self) -> dict[str, Any]:
+        """As `--json` prints it."""
+        repeated = repeated_questions(self.items)
+        return {
+            "benchmark": "dpg_bench",
+            "num_pictures": self.num_pictures,
+            "official": {"first_row": self.official_row, **self.official.official_json()},
+            "corrected": {"first_row": self.corrected_row, **self.corrected.corrected_json()},
+            "missing_parents": missing_parents(self.items),
+            "unknown_categories": unknown_categories(self.items),
+            **({"repeated_questions": repeated} if repeated else {}),
+        }
+
+
+def score_blocks(
+    items: Sequence[Item],
+    official_items: Sequence[Item],
+    answers: Answers,
+    num_pictures: int,
+    first_row: FirstRow | None = None,
+) -> ScoreBlocks:
+    """Score twice: `official_items`, as a rule without the first row, and `items`."""
+    return ScoreBlocks(
+        items,
+        num_pictures,
+        first_row or "drop",
+        first_row or "keep",
+        score(official_items, answers, num_pictures),
+        score(items, answers, num_pictures),
+    )
 
 
 def read_answers(path: Path) -> dict[str, list[dict[str, str]]]:
@@ -321,7 +362,9 @@ def _check_pictures(path: Path, item: str, pictures: object) -> None:
     if not isinstance(pictures, list) or not all(isinstance(picture, dict) for picture in pictures):
         raise UserError(f"{path}, item {item!r}: expected a list with one object of answers for each picture.")
     if len(pictures) > MAX_PICTURES:
-        raise UserError(f"{path}, item {item!r}: has {len(pictures)} pictures; a DPG grid holds {MAX_PICTURES}.")
+        raise UserError(
+            f"{path}, item {item!r}: has {len(pictures)} pictures; a DPG grid holds {MAX_PICTURES}, store those."
+        )
 
 
 def _texts(pictures: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -356,6 +399,7 @@ def to_text(result: Mapping[str, Any]) -> str:
         *_category_lines("  all pictures, raw answers", corrected["categories_all"]),
         *_category_lines("  all pictures, dependent answers zeroed", corrected["categories_dependency"]),
         *(f"warning: item {item}: {fault}" for item, fault in result["missing_parents"].items()),
+        *(f"warning: item {item}: {fault}" for item, fault in result.get("repeated_questions", {}).items()),
         *(
             f"warning: unknown category {name!r}: {num} questions"
             for name, num in result["unknown_categories"].items()

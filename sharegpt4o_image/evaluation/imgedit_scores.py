@@ -64,7 +64,7 @@ class ImgEditItem:
 
 def read_items(path: Path) -> dict[str, ImgEditItem]:
     """`basic_edit.json`: key -> item, `alter` read as `adjust`."""
-    items = {key: parse_item(path, key, entry) for key, entry in _read_object(path).items()}
+    items = {key: parse_item(path, key, entry) for key, entry in read_object(path).items()}
     if not items:
         raise UserError(f"{path} has no items; give ImgEdit's basic_edit.json.")
     return items
@@ -83,13 +83,15 @@ def parse_item(source: Path | str, key: str, entry: Any) -> ImgEditItem:
 
 def read_answers(path: Path) -> dict[str, Any]:
     """`result.json`: key -> the judge's text, or an object with `error` where there is none."""
-    answers = _read_object(path)
+    answers = read_object(path)
     if not answers:
         raise UserError(f"{path} has no answers; give the result.json of a finished judge run.")
     return answers
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object in which no key occurs twice."""
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
         if twice:
@@ -156,7 +158,7 @@ def scores_of(items: Mapping[str, ImgEditItem], answers: Mapping[str, Any], pars
         "paper8": None if without else _mean((types[name] for name in PAPER_COLUMNS), _DECIMALS),
         "paper8_reason": f"no score for {', '.join(without)}" if without else "",
         "bagel_overall": _mean(samples.values(), 2),
-        "intervals": _intervals(items, known),
+        "intervals": intervals_of(items, known),
         "counts": _counts(items, parsed),
         **_outcomes(parsed, len(items.keys() - answers.keys())),
         "failures": _failures(items, parsed),
@@ -177,7 +179,11 @@ def type_scores(items: Mapping[str, ImgEditItem], samples: Mapping[str, float]) 
 
 def score_uge(judgements: Path) -> dict[str, Any]:
     """The UGE suite: one mean over all answers by the official parser, as its `get_average_score.py` prints it."""
-    answers = read_answers(judgements)
+    return score_uge_answers(read_answers(judgements))
+
+
+def score_uge_answers(answers: Mapping[str, Any]) -> dict[str, Any]:
+    """As `score_uge`, of answers that were read."""
     parsed = {key: parse_official(answer) for key, answer in answers.items()}
     samples = {key: answer.score for key, answer in parsed.items() if answer.score is not None}
     replicates = resampled_means(list(samples.values()), list(samples), [0] * len(samples), 1)
@@ -226,7 +232,8 @@ def _mean(values: Iterable[float], decimals: int) -> float | None:
 # ------------------------------------------------------------------ intervals
 
 
-def _intervals(items: Mapping[str, ImgEditItem], samples: Mapping[str, float]) -> dict[str, Any]:
+def intervals_of(items: Mapping[str, ImgEditItem], samples: Mapping[str, float]) -> dict[str, Any]:
+    """The 95 % intervals of `types` (type -> interval), `macro`, `micro` and `paper8`; None where there is none."""
     present = {items[key].edit_type for key in samples}
     names = [edit_type for edit_type in LABELS if edit_type in present]
     sources = [items[key].source for key in samples]

@@ -21,6 +21,8 @@ from sharegpt4o_image.evaluation.imgedit_scores import (
     type_scores,
 )
 
+_NEARLY_ZERO = 1e-9  # what rounding leaves of the chance of a replicate in which all scores are the same
+
 
 def agreement_of_files(items: Path, first: Path, second: Path, parser: str = STRICT) -> dict[str, Any]:
     """How far two judges agree, over all items and by type.
@@ -68,8 +70,8 @@ def agreement(first: Sequence[float], second: Sequence[float], sources: Sequence
         sources: The source picture of each item: the interval of the difference draws sources, not items.
 
     Returns:
-        `n`, `quadratic_kappa`, `pearson`, `spearman`, `share_equal`, `mean_difference` (second minus first) and
-        `mean_difference_interval` (95 %, bootstrap).
+        `n`, `quadratic_kappa`, `pearson`, `spearman`, `share_equal`, `mean_difference` (second minus first), and
+        `quadratic_kappa_interval` and `mean_difference_interval` (95 %, bootstrap).
     """
     one, other = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     difference = other - one
@@ -78,6 +80,7 @@ def agreement(first: Sequence[float], second: Sequence[float], sources: Sequence
     return {
         "n": len(one),
         "quadratic_kappa": quadratic_kappa(one, other),
+        "quadratic_kappa_interval": interval_of(_resampled_kappas(one, other, sources)),
         "pearson": float(stats.pearsonr(one, other).statistic) if can_correlate else None,
         "spearman": float(stats.spearmanr(one, other).statistic) if can_correlate else None,
         "share_equal": float(np.mean(one == other)),
@@ -101,6 +104,20 @@ def quadratic_kappa(first: ArrayLike, second: ArrayLike) -> float | None:
     return float(1 - (weights * confusion).sum() / expected) if expected > 0 else None
 
 
+def _resampled_kappas(
+    first: NDArray[np.float64], second: NDArray[np.float64], sources: Sequence[str]
+) -> NDArray[np.float64]:
+    """The kappa of each replicate; in closed form, as squared distances have their mean over all pairs in moments."""
+
+    def means(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return resampled_means(values.tolist(), sources, [0] * len(sources), 1)[:, 0]  # the same draws each time
+
+    disagreement = means((first - second) ** 2)
+    by_chance = means(first**2) + means(second**2) - 2 * means(first) * means(second)
+    ratio = np.divide(disagreement, by_chance, out=np.full(len(by_chance), np.nan), where=by_chance > _NEARLY_ZERO)
+    return 1 - ratio
+
+
 def spread_of_files(items: Path, judgements: Sequence[Path], parser: str = STRICT) -> dict[str, Any]:
     """How much one judge's scores vary when it is asked again; every number is a standard deviation (n - 1).
 
@@ -118,7 +135,11 @@ def spread_of_files(items: Path, judgements: Sequence[Path], parser: str = STRIC
     if len(judgements) < 2:
         raise UserError(f"A spread needs two or more result.json of one judge, not {len(judgements)}; judge again.")
     benchmark = read_items(items)
-    runs = [_item_scores(benchmark, path, parser) for path in judgements]
+    return spread_of([_item_scores(benchmark, path, parser) for path in judgements], benchmark) | {"parser": parser}
+
+
+def spread_of(runs: Sequence[Mapping[str, float]], benchmark: Mapping[str, ImgEditItem]) -> dict[str, Any]:
+    """As `spread_of_files`, of key -> score for each time."""
     complete = [key for key in benchmark if all(key in run for run in runs)]
     if not complete:
         raise UserError("No item has a score in every file; give result.json files of the same items.")
@@ -126,7 +147,6 @@ def spread_of_files(items: Path, judgements: Sequence[Path], parser: str = STRIC
     types = [type_scores(benchmark, run) for run in runs]
     shared = [edit_type for edit_type in types[0] if all(edit_type in scores for scores in types)]
     return {
-        "parser": parser,
         "n_runs": len(runs),
         "n_items": len(benchmark),
         "n_complete": len(complete),
@@ -144,3 +164,42 @@ def _spread(values: list[float]) -> dict[str, Any]:
 def _item_scores(items: Mapping[str, ImgEditItem], judgements: Path, parser: str) -> dict[str, float]:
     parsed = parse_answers(items, read_answers(judgements), parser)
     return {key: answer.score for key, answer in parsed.items() if answer.score is not None and key in items}
+
+
+# ------------------------------------------------------------------ text
+
+
+def agreement_to_text(found: Mapping[str, Any]) -> str:
+    """A table for people, of `agreement_of_files`: what is left out first."""
+    rows = {"all": found["agreement"], **found["types"]}
+    lines = [
+        f"{rows['all']['n']} of {found['n_items']} items have a score of both judges ({found['parser']} parser); "
+        f"{found['n_only_first']} only of the first, {found['n_only_second']} only of the second, "
+        f"{found['n_neither']} of neither",
+        f"  {'type':<11} {'n':>4}  {'kappa':>6} {'95 %':<15} {'equal':>6}  {'second - first':>14} 95 %",
+    ]
+    for name, row in rows.items():
+        kappa, difference = row["quadratic_kappa"], row["mean_difference"]
+        lines.append(
+            f"  {name:<11} {row['n']:>4}  {'-' if kappa is None else format(kappa, '.3f'):>6} "
+            f"{_limits(row['quadratic_kappa_interval']):<15} {row['share_equal']:>6.1%}  {difference:>+14.2f} "
+            f"{_limits(row['mean_difference_interval'])}".rstrip()
+        )
+    return "\n".join(lines)
+
+
+def spread_to_text(found: Mapping[str, Any]) -> str:
+    """A table for people, of `spread_of_files`."""
+    lines = [
+        f"{found['n_runs']} judgements of each item; {found['n_complete']} of {found['n_items']} items have a score "
+        f"each time ({found['parser']} parser); an item's scores differ by {found['item_deviation']:.3f} (standard "
+        "deviation) on average"
+    ]
+    for name, row in {**found["types"], "macro": found["macro"]}.items():
+        values = " ".join(f"{value:.2f}" for value in row["values"])
+        lines.append(f"  {name:<11} mean {row['mean']:.3f}, deviation {row['deviation']:.3f}: {values}")
+    return "\n".join(lines)
+
+
+def _limits(interval: Sequence[float] | None) -> str:
+    return f"{interval[0]:.2f} to {interval[1]:.2f}" if interval else ""

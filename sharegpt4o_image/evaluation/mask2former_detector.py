@@ -6,6 +6,7 @@ up to a multiple of 32 and smooths, and its post-processing makes masks of 384 x
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.evaluation.geneval_prompts import CLASS_NAMES
 from sharegpt4o_image.evaluation.geneval_rules import Detection
+from sharegpt4o_image.evaluation.openmmlab_converter import load_openmmlab, sha256_of
 
 # Architecture and data of the detector that GenEval names, other weights: OpenMMLab trained its own.
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
@@ -79,7 +81,10 @@ class Mask2FormerDetector:
     def from_pretrained(
         cls, name: str = DETECTOR, device: str = "cpu", revision: str = "main"
     ) -> "Mask2FormerDetector":
-        """The detector of a Hub id or a folder, in float32."""
+        """The detector of a Hub id, a folder, or GenEval's own `.pth` of OpenMMLab, in float32."""
+        if name.endswith(".pth"):
+            converted: Any = load_openmmlab(Path(name))
+            return cls(converted.to(device), revision=sha256_of(Path(name)))
         try:
             commit = extract_commit_hash(cached_file(name, "config.json", revision=revision), None)  # None: a folder
             loaded: Any = Mask2FormerForUniversalSegmentation.from_pretrained(
@@ -136,6 +141,8 @@ def preprocess(
     pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1).float()  # (3, H, W)
     original = (rgb.height, rgb.width)
     resized = resized_size(original, max_long_edge, max_short_edge)
+    if min(resized) < 1:
+        raise UserError(f"a picture of {rgb.width}x{rgb.height} is too thin for the detector")
     height, width = ((edge + SIZE_DIVISOR - 1) // SIZE_DIVISOR * SIZE_DIVISOR for edge in resized)
     padding = (0, width - resized[1], 0, height - resized[0])  # left, right, top, bottom
     padded = F.pad(_resize(pixels, resized).round(), padding, value=PAD_VALUE)

@@ -120,9 +120,11 @@ def _vote(answer: Answer, item: Item) -> dict[str, Any]:
 
 
 def _append(path: Path, lines: list[str], is_torn: bool) -> None:
+    data = path.read_bytes() if path.exists() else b""
     if is_torn:
-        data = path.read_bytes()
         os.truncate(path, data.rfind(b"\n") + 1)
+    elif data and not data.endswith(b"\n"):
+        lines = ["", *lines]  # ends the last vote's line
     with path.open("ab") as file:
         file.write("".join(f"{line}\n" for line in lines).encode())
         file.flush()

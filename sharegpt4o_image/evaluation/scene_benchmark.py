@@ -78,13 +78,14 @@ def prompt_items(num_per_kind: int, seed: int = 0) -> list[PromptItem]:
     for kind, (draw, is_unseen) in wanted.items():
         while sum(item.kind == kind for item in items) < num_per_kind:
             request = draw(rng)
-            is_fresh = has_unseen_pair(request) if is_unseen else _is_fresh(request)
+            is_fresh = has_unseen_pair(request) if is_unseen else is_untrained(request)
             if is_fresh:
                 items.append(PromptItem(kind, describe(request, rng), request))
     return items
 
 
-def _is_fresh(request: SceneRequest) -> bool:
+def is_untrained(request: SceneRequest) -> bool:
+    """Whether training never shows this combination, but each of its colours and shapes together."""
     return is_held_out(combination(request)) and not has_unseen_pair(request)
 
 

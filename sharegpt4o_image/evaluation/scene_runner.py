@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a checkpoint through the scene benchmark: items -> pictures -> verdicts -> scores, kept as files."""
+"""Run a loaded checkpoint through the scene benchmark: items -> pictures -> verdicts, in memory."""
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
@@ -81,20 +79,3 @@ def draw_and_judge(
 def judge(item: Item, picture: Image.Image) -> Verdict:
     """Judge a picture by its item's own rules."""
     return judge_edit(item, picture) if isinstance(item, EditItem) else judge_prompt(item, picture)
-
-
-def write_results(scored: ScoredPictures, output_dir: Path, name: str, recipe: dict[str, object]) -> Path:
-    """Keep pictures (`NNNN.png`), verdicts (`results.jsonl`) and, last, `scores/NAME.json`; returns that path."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for index, (item, picture, verdict) in enumerate(zip(scored.items, scored.pictures, scored.verdicts, strict=True)):
-        picture.save(output_dir / f"{index:04d}.png")
-        row = {"index": index, "kind": item.kind, "text": text_of(item), **asdict(verdict)}
-        lines.append(json.dumps(row, ensure_ascii=False))
-    (output_dir / "results.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    path = output_dir / "scores" / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(
-        json.dumps({"benchmark": name, "recipe": recipe, "scores": scored.table}, indent=1), encoding="utf-8"
-    )
-    return path

@@ -14,8 +14,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.evaluation import geneval_scores
-from sharegpt4o_image.evaluation.clip_colors import ClipColorClassifier, judge_picture, pixel_values_of
+from sharegpt4o_image.evaluation.clip_colors import ClipColorClassifier, pixel_values_of
 from sharegpt4o_image.evaluation.geneval_crops import crop_of
+from sharegpt4o_image.evaluation.geneval_judge import judge_picture
 from sharegpt4o_image.evaluation.geneval_prompts import COLORS, generate_metadata
 from sharegpt4o_image.evaluation.geneval_rules import Detection
 

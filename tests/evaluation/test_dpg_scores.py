@@ -178,7 +178,7 @@ def transcription(rows, answers, num_pictures):
 
 
 def random_rows(rng):
-    """Shuffled graphs; one parent in fifty does not exist."""
+    """Shuffled graphs; one parent in fifty does not exist, and in one item of five a number is there twice."""
     cells = [
         "entity - whole (a)",
         "attribute - color (a, b)",
@@ -189,6 +189,7 @@ def random_rows(rng):
     rows = []
     for index in range(rng.randint(3, 12)):
         numbers = rng.sample(range(1, 30), rng.randint(1, 9))
+        numbers += rng.sample(numbers, 1) if rng.random() < 0.2 else []
         for number in numbers:
             parents = rng.sample([0, *numbers], rng.randint(1, min(3, len(numbers) + 1)))
             parents = [99 if rng.random() < 0.02 else parent for parent in parents]
@@ -272,6 +273,16 @@ def test_the_text_warns_of_missing_parents_and_unknown_categories(tmp_path):
     text = to_text(score_files(questions, tmp_path / "answers.json", first_row="keep"))
     assert "warning: item a: question 2 depends on 7, not in the question file" in text
     assert "warning: unknown category 'mood': 1 questions" in text
+
+
+def test_questions_with_one_number_are_warned_of(tmp_path):
+    rows = [("a", 1, [0], "entity - whole (x)"), ("a", 2, [1], "global - (y)"), ("a", 1, [0], "global - (z)")]
+    questions = write_files(tmp_path, rows, {"a": [{"1": "yes", "2": "yes"}]}, random.Random(0))
+    result = score_files(questions, tmp_path / "answers.json", first_row="keep")
+    assert result["official"]["l2"] == {"global -": 100.0}
+    warning = "question 1 is there more than once; the last one counts"
+    assert result["repeated_questions"] == {"a": warning}
+    assert f"warning: item a: {warning}" in to_text(result)
 
 
 def test_many_failures_are_counted_and_the_first_are_named(tmp_path):

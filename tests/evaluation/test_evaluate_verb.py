@@ -93,8 +93,8 @@ def test_preference_report(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["geneval"], "give --from-detections FILE or --from-results FILE"),
-        (["geneval", "--from-results", "a", "--from-detections", "b"], "give --from-detections FILE or --from"),
+        (["geneval"], "give --model NAME or --images FOLDER, or score --from-results FILE"),
+        (["geneval", "--from-results", "a", "--from-detections", "b"], "or --from-results FILE, not both"),
         (["dpg-bench", "--questions", "q.csv"], "give --questions FILE and --from-answers FILE"),
         (["imgedit", "--items", "i.json"], "give --items FILE and --from-judgements FILE"),
         (["imgedit", "--suite", "uge"], "give --from-judgements FILE, nothing else"),

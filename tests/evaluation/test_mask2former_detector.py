@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
 from sharegpt4o_image.errors import UserError
-from sharegpt4o_image.evaluation.clip_colors import judge_picture
+from sharegpt4o_image.evaluation.geneval_judge import judge_picture
 from sharegpt4o_image.evaluation.geneval_prompts import CLASS_NAMES, generate_metadata
 from sharegpt4o_image.evaluation.mask2former_detector import (
     Mask2FormerDetector,

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GenEval from prompts to scores: drawn by the shipped checkpoint, judged by small random models, resumable."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from PIL import Image
+from test_clip_colors import EDGE, END, START, tiny_tokenizer
+from transformers import CLIPConfig, CLIPModel, Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+
+from sharegpt4o_image.evaluation.geneval_layout import sample_path
+from sharegpt4o_image.evaluation.geneval_prompts import generate_metadata, metadata_text
+from sharegpt4o_image.evaluation.geneval_scores import score_results
+from sharegpt4o_image.evaluation.score_record import read_scores
+
+NUM_PROMPTS, NUM_PICTURES = 6, 12  # one prompt of each task, two pictures of each
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    """Folders of a detector and a classifier that were never trained, small but of the true architectures."""
+    folder = tmp_path_factory.mktemp("judge")
+    torch.manual_seed(0)
+    stages = [f"stage{number}" for number in range(1, 5)]
+    backbone = SwinConfig(
+        embed_dim=12, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=7, out_features=stages
+    )
+    config = Mask2FormerConfig(
+        backbone_config=backbone, num_labels=80, num_queries=20, hidden_dim=32, mask_feature_size=32, feature_size=32,
+        num_attention_heads=2, encoder_layers=1, decoder_layers=2, dim_feedforward=32, encoder_feedforward_dim=32,
+    )  # fmt: skip
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder / "detector")
+    layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = layers | {"vocab_size": 30, "max_position_embeddings": 16, "bos_token_id": START, "eos_token_id": END}
+    clip = CLIPConfig(
+        text_config=text, vision_config=layers | {"image_size": EDGE, "patch_size": 8}, projection_dim=16
+    )
+    CLIPModel(clip).save_pretrained(folder / "clip")
+    tiny_tokenizer().save_pretrained(folder / "clip")
+    return ["--detector", folder / "detector", "--colors", folder / "clip"]
+
+
+@pytest.fixture
+def arguments(judge):
+    small = ["--limit", 1, "--images-per-prompt", 2, "--guidance-scale", 1]
+    return ["evaluate", "geneval", *judge, *small, "-o", "out"]
+
+
+def times(folder):
+    return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*.png")}
+
+
+def test_a_checkpoint_is_drawn_judged_and_scored_and_nothing_is_done_twice(run, tmp_path, arguments):
+    code, out, err = run(*arguments, "--model", "tiny-janus-4o", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    folder = tmp_path / "out/geneval"
+    record = read_scores(folder / "scores/geneval.json")
+    assert (record.num_scored, record.num_expected, record.missing) == (NUM_PICTURES, NUM_PICTURES, ())
+    assert result["overall"] == record.overall.value == result["scores"][0]["value"]
+    assert [line.name for line in record.scores[1:]] == list(result["tasks"])
+    assert len(result["images"]) == NUM_PICTURES
+    assert record.name == (
+        f"geneval[detector={arguments[3]}, colors={arguments[5]}, prompts=6 of 553, images_per_prompt=2]"
+    )
+    assert record.generator["guidance_scale"] == 1
+    assert record.generator["seed"] == 42
+    assert record.judge["detector"]["model"] == str(arguments[3])
+    assert (folder / "failures.png").is_file()
+    # The official files: metadata beside the pictures, rows of the official columns.
+    line = (folder / "images/00003/metadata.jsonl").read_text()
+    assert line in metadata_text(generate_metadata())
+    summary, rows = score_results(folder / "results.jsonl")
+    assert summary.overall == record.overall.value
+    assert [row.filename for row in rows] == [sample_path(i, j) for i in range(NUM_PROMPTS) for j in range(2)]
+
+    before, verdicts = times(folder / "images"), (folder / "verdicts/verdicts-0.jsonl").read_bytes()
+    code, out, _ = run(*arguments, "--model", "tiny-janus-4o", "--json")
+    assert code == 0
+    assert json.loads(out)["images"] == result["images"]
+    assert times(folder / "images") == before
+    assert (folder / "verdicts/verdicts-0.jsonl").read_bytes() == verdicts
+
+    num_verdicts = verdicts.count(b"\n")  # equal pictures of one prompt, such as empty ones, have one
+    Image.new("RGB", (64, 64), "red").save(folder / "images/00001/samples/0001.png")
+    assert run(*arguments, "--model", "tiny-janus-4o")[0] == 0
+    assert (folder / "verdicts/verdicts-0.jsonl").read_bytes().count(b"\n") == num_verdicts + 1
+
+    code, out, err = run(*arguments, "--model", "tiny-janus-pro")
+    assert (code, out) == (2, "")
+    assert "were drawn with another model, revision" in err
+
+
+def test_a_folder_of_pictures_is_scored_and_its_faults_are_named(run, tmp_path, arguments):
+    images = tmp_path / "images"
+    for index in range(NUM_PROMPTS):
+        (images / f"{index:05d}/samples").mkdir(parents=True)
+        for sample in range(2):
+            Image.new("RGB", (48, 32), (40 * index, 90, 90 * sample)).save(images / sample_path(index, sample))
+    (images / "00002/samples/0000.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    Image.new("RGB", (1, 4000)).save(images / "00003/samples/0000.png")
+    (images / "00004/samples/0001.png").unlink()
+    (images / "notes").mkdir()
+    code, out, err = run(*arguments, "--images", images)
+    assert code == 0, err
+    assert "9 of 12 scored, 3 missing" in out
+    assert "00004/samples/0001.png: 00004 has 1 of 2 pictures" in out
+    assert "00002/samples/0000.png: the picture cannot be read" in out
+    assert "00003/samples/0000.png: a picture of 1x4000 is too thin for the detector" in out
+    assert "notes is no folder of a prompt and was not looked at" in out
+    assert not (tmp_path / "out/geneval/images").exists()
+    record = read_scores(tmp_path / "out/geneval/scores/geneval.json")
+    assert (record.model, record.num_scored, len(record.missing)) == (None, 9, 3)
+
+
+def test_what_draws_must_be_said_once(run, arguments):
+    for extra, message in [
+        ([], "give --model NAME or --images FOLDER"),
+        (["--model", "m", "--images", "i"], "give either --images, or what draws them"),
+        (["--model", "nowhere"], "There is no checkpoint 'nowhere'"),
+        (["--images", "nowhere"], "nowhere is no folder"),
+        (["--from-results", "r", "--model", "m"], "leave these out"),
+    ]:
+        code, out, err = run(*arguments, *extra)
+        assert (code, out) == (2, ""), extra
+        assert message in err
+        assert err.count("\n") == 1
+
+
+def start(arguments, folder, *launcher):
+    arguments = [*map(str, arguments), "--model", "tiny-janus-4o"]
+    command = [sys.executable, "-m", *launcher, "sharegpt4o_image.cli", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_where_it_was(tmp_path, arguments):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    arguments = [*arguments, "--limit", 2, "--images-per-prompt", 2]  # 24 pictures, drawn 16 at a time
+    process = start(arguments, killed)
+    while len(list((killed / "out").rglob("samples/*.png"))) < 1:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    drawn = times(killed / "out")
+    assert 0 < len(drawn) < 24
+    for folder in (killed, whole):
+        process = start(arguments, folder)
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    assert {path: time for path, time in times(killed / "out").items() if path in drawn} == drawn
+    assert (killed / "out/geneval/results.jsonl").read_bytes() == (whole / "out/geneval/results.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(tmp_path, arguments):
+    one, two = tmp_path / "one", tmp_path / "two"
+    launch = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m")
+    for folder, launcher in ((one, ()), (two, launch)):
+        folder.mkdir()
+        process = start([*arguments, "--json"], folder, *launcher)
+        output, errors = process.communicate()
+        assert process.returncode == 0, errors
+        assert len(json.loads(output)["images"]) == NUM_PICTURES  # printed once
+    assert (one / "out/geneval/results.jsonl").read_bytes() == (two / "out/geneval/results.jsonl").read_bytes()
+    halves = [(two / f"out/geneval/verdicts/verdicts-{rank}.jsonl").read_text().count("\n") for rank in range(2)]
+    assert min(halves) >= 4  # of six pictures, where equal ones have one verdict
