@@ -100,7 +100,7 @@ def test_encode_names_rows_with_broken_pictures_and_goes_on(run, packed, tmp_pat
 def test_evaluate_prints_and_keeps_scores(run):
     code, out, _ = run("evaluate", "scene-edits", "--limit", 2, "--json")
     assert code == 0
-    assert json.loads(out) == json.loads(Path("scores/scene-edits/scores/scene-edits.json").read_text())["scores"]
+    assert json.loads(out) == json.loads(Path("scores/scene-edits/scores/scene-edits.json").read_text())["details"]
     assert len(Path("scores/scene-edits/results.jsonl").read_text().splitlines()) == 6
 
 
