@@ -110,7 +110,8 @@ def _color_fault(clause: Clause, found: list[KeptDetection], classify: Classify)
     num_right = seen.count(clause.color)
     if num_right >= clause.count:
         return ""
-    listed = ", ".join(f"{seen.count(color)} {color}" for color in COLORS if color in seen)
+    names = [*COLORS, *sorted(set(seen) - set(COLORS))]
+    listed = ", ".join(f"{seen.count(color)} {color}" for color in names if color in seen)
     wanted = f"{clause.color} {clause.class_name}>={clause.count}"
     return f"expected {wanted}, found {num_right} {clause.color}; and {listed}"
 

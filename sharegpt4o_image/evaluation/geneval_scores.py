@@ -192,7 +192,7 @@ def summarize(
         raise UserError("There is no verdict to summarize; evaluate some images first.")
     counts = _counts_by_prompt(rows)
     tasks = {tag: _task_score(np.array(list(of_tag.values()))) for tag, of_tag in counts.items()}
-    low, high = _overall_interval([np.array(list(of_tag.values())) for of_tag in counts.values()])
+    low, high = _wider(_bootstrap_by_prompt(counts.values()), _square_and_add(tasks.values()))
     right_prompts: dict[str, bool] = {}
     for row in rows:
         right_prompts[row.metadata] = right_prompts.get(row.metadata, False) or row.correct
@@ -226,8 +226,14 @@ def _task_score(counts: np.ndarray) -> TaskScore:  # counts: (prompts, 2)
     return TaskScore(correct / images, correct, images, float(interval.low), float(interval.high))
 
 
-def _overall_interval(tasks: Sequence[np.ndarray], seed: int = 0) -> tuple[float, float]:
+def _wider(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
+    """At either end the farther one: where the pictures of each prompt agree, a bootstrap has hardly any width."""
+    return min(one[0], other[0]), max(one[1], other[1])
+
+
+def _bootstrap_by_prompt(counts_by_task: Iterable[Mapping[str, Sequence[int]]], seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap; a prompt is drawn with all its pictures, because these are not independent."""
+    tasks = [np.array(list(of_task.values())) for of_task in counts_by_task]
     rng = np.random.default_rng(seed)
     scores = np.zeros(NUM_RESAMPLES)
     for counts in tasks:  # (prompts, 2)
@@ -235,6 +241,14 @@ def _overall_interval(tasks: Sequence[np.ndarray], seed: int = 0) -> tuple[float
         scores += counts[:, 0][drawn].sum(axis=1) / counts[:, 1][drawn].sum(axis=1) / len(tasks)
     low, high = np.quantile(scores, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
+
+
+def _square_and_add(tasks: Iterable[TaskScore]) -> tuple[float, float]:
+    """The interval of the mean of independent scores out of their own intervals (Zou and Donner, 2008)."""
+    scores = np.array([(task.score, task.low, task.high) for task in tasks])  # (tasks, 3)
+    mean = scores[:, 0].mean()
+    below, above = (np.linalg.norm(scores[:, 0] - scores[:, end]) / len(scores) for end in (1, 2))
+    return float(mean - below), float(mean + above)
 
 
 def _coverage(rows: Iterable[ResultRow], prompts: Sequence[Prompt] | None, images_per_prompt: int) -> Coverage | None:
@@ -299,7 +313,10 @@ def to_json(summary: Summary, rows: Iterable[ResultRow]) -> dict[str, Any]:
         "overall_interval": {
             "low": summary.low,
             "high": summary.high,
-            "method": f"bootstrap by prompt within tasks, {NUM_RESAMPLES} resamples",
+            "method": (
+                f"bootstrap by prompt within tasks, {NUM_RESAMPLES} resamples; at least the tasks' Wilson intervals "
+                "by square-and-add"
+            ),
         },
         "tasks": {tag: asdict(task) for tag, task in summary.tasks.items()},
         "num_images": summary.num_images,

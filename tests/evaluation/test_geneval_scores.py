@@ -125,11 +125,13 @@ def test_bootstrap_goes_by_prompt():
     assert summarize(rows) == summary
 
 
-def test_bootstrap_stays_within_tasks():
-    """Tasks that are all right and all wrong: nothing varies, so that the overall is certain."""
+def test_pictures_that_agree_leave_a_doubt():
+    """A task all right and one all wrong, which a bootstrap takes for certain: Wilson's ends, by square-and-add."""
     rows = [row(index, index < 10, "colors" if index < 10 else "position") for index in range(20)]
     summary = summarize(rows)
-    assert (summary.low, summary.overall, summary.high) == (0.5, 0.5, 0.5)
+    half = (1 - 10 / (10 + 1.959963984540054**2)) / 2  # Wilson's lower end at n of n is n / (n + z**2)
+    assert (summary.low, summary.overall, summary.high) == pytest.approx((0.5 - half, 0.5, 0.5 + half), abs=1e-9)
+
 
 
 # ------------------------------------------------------------------ coverage
