@@ -238,14 +238,23 @@ class _Run:
 
 def _command(bench: "DpgBench", vqa: "Vqa", run: _Run) -> str:
     """How the run is repeated, without paths and addresses."""
-    pictures = "--images DIR" if run.images is not None else f"--model {run.model} --seed {run.seed}"
+    pictures = ["--images DIR"] if run.images is not None else [f"--model {run.model} --seed {run.seed}"]
+    if run.base_url is not None:
+        pictures += ["--base-url URL"]
+    if run.resolution is not None:
+        pictures += [f"--resolution {run.resolution}"]
+    if run.images is None and run.recipe.guidance_scale is not None:
+        pictures += [f"--guidance-scale {run.recipe.guidance_scale:g} --guidance-until {run.recipe.guidance_until:g}"]
+    if run.images is None and bench.prompts_sha256 is not None:
+        pictures += ["--prompts DIR"]
     judge = {
         "worker": "--vqa-worker COMMAND",
         "endpoint": f"--vqa-url URL --vqa {vqa.identity.get('model')}",
         "transformers": f"--vqa {vqa.identity.get('model')}",
     }[vqa.identity["kind"]]
-    parts = ["sharegpt4o-image evaluate dpg-bench --questions dpg_bench.csv", pictures, judge]
-    parts += [f"--num-pictures {bench.num_pictures} --first-row {bench.first_row}"]
+    parts = ["sharegpt4o-image evaluate dpg-bench --questions dpg_bench.csv", *pictures, judge]
+    parts += [f"--num-pictures {bench.num_pictures}"]
+    parts += [f"--first-row {bench.first_row}"] if bench.items == bench.official_items else []
     parts += [] if bench.is_whole else [f"--limit {len(bench.items)}"]
     return " ".join(parts)
 

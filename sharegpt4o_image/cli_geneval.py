@@ -66,13 +66,14 @@ def geneval(
     from sharegpt4o_image.evaluation.benchmark_run import SamplingRecipe, current_share, make_generator
     from sharegpt4o_image.evaluation.geneval_run import run_geneval
 
+    share = current_share()
     folder, generator = output / "geneval", None
     if images is None:
         recipe = SamplingRecipe(guidance_scale=guidance_scale, guidance_until=guidance_until)
         generator = make_generator(model, base_url, recipe, folder / "journal", budget)
     benchmark = _benchmark(metadata, limit, images_per_prompt, _judge(detector, colors, device), detector, colors)
     command = shlex.join(["sharegpt4o-image", *sys.argv[1:]])
-    result = run_geneval(benchmark, folder, generator, images, seed, current_share(), command)
+    result = run_geneval(benchmark, folder, generator, images, seed, share, command)
     if result is not None:
         print_result(result.to_json(), result.to_text(), as_json)
 
@@ -115,17 +116,25 @@ def _benchmark(
     from sharegpt4o_image.evaluation.mask2former_detector import DETECTOR
 
     official = generate_metadata()
-    prompts = _first_of_each_tag(read_metadata(metadata) if metadata else official, limit)
+    every = read_metadata(metadata) if metadata else official
+    numbers = _first_of_each_tag(every, limit)
+    prompts = [every[number] for number in numbers]
     variant = {}
     if not _is_official(detector):
-        variant["detector"] = detector or DETECTOR
-    if (colors or CLIP) != CLIP:
-        variant["colors"] = str(colors)
+        variant["detector"] = _short_name(detector or DETECTOR)
+    if colors is not None and colors != CLIP:
+        variant["colors"] = _short_name(colors)
     if prompts != official:
-        variant["prompts"] = f"{len(prompts)} of {metadata.name if metadata else 553}"
+        whole = "553" if every == official or metadata is None else metadata.name
+        variant["prompts"] = whole if prompts == every else f"{len(prompts)} of {whole}"
     if images_per_prompt != IMAGES_PER_PROMPT:
         variant["images_per_prompt"] = str(images_per_prompt)
-    return Benchmark("geneval", variant, prompts, judge, images_per_prompt)
+    return Benchmark("geneval", variant, prompts, judge, images_per_prompt, numbers)
+
+
+def _short_name(model: str) -> str:
+    """A Hub id, or the last part of a path: scores are shown to others."""
+    return Path(model).name if Path(model).exists() else model
 
 
 def _is_official(detector: str | None) -> bool:
@@ -135,14 +144,12 @@ def _is_official(detector: str | None) -> bool:
     return detector is not None and detector.endswith(".pth") and sha256_of(Path(detector)).startswith(OFFICIAL_DIGEST)
 
 
-def _first_of_each_tag(prompts: "list[Prompt]", limit: int | None) -> "list[Prompt]":
-    counts: dict[str, int] = {}
-    kept = []
-    for prompt in prompts:
-        counts[prompt.tag] = counts.get(prompt.tag, 0) + 1
-        if limit is None or counts[prompt.tag] <= limit:
-            kept.append(prompt)
-    return kept
+def _first_of_each_tag(prompts: "list[Prompt]", limit: int | None) -> list[int]:
+    """Their numbers."""
+    by_tag: dict[str, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        by_tag.setdefault(prompt.tag, []).append(number)
+    return sorted(number for numbers in by_tag.values() for number in numbers[:limit])
 
 
 def _score_stored(

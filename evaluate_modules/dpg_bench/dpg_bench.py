@@ -9,8 +9,8 @@ import datasets
 import evaluate
 
 from sharegpt4o_image.errors import UserError
-from sharegpt4o_image.evaluation.dpg_questions import missing_parents, read_questions, unknown_categories
-from sharegpt4o_image.evaluation.dpg_scores import MAX_PICTURES, score
+from sharegpt4o_image.evaluation.dpg_questions import read_questions
+from sharegpt4o_image.evaluation.dpg_scores import MAX_PICTURES, score_blocks
 
 _DESCRIPTION = """
 DPG-Bench scores how well pictures follow dense prompts, by yes/no questions that depend on each other. This module
@@ -29,7 +29,8 @@ Args:
     first_row (str, optional): `keep` or `drop` the file's first row in both blocks; by default `official` drops it.
 Returns:
     official, corrected (both with overall, overall_interval, n_items_scored, n_missing, failed, ...), num_pictures,
-    missing_parents, unknown_categories. Scores are in percent, those of `per_image` from 0 to 1.
+    missing_parents, unknown_categories, repeated_questions (where there are some).
+    Scores are in percent, those of `per_image` from 0 to 1.
 """
 
 _CITATION = """
@@ -83,7 +84,7 @@ class DpgBench(evaluate.Metric):
         if not answer:
             raise UserError("There is no answer to score; run the VQA model first.")
         answers = _grouped(zip(item_id, picture, proposition_id, answer, strict=True))
-        return {"benchmark": "dpg_bench", **_scores(Path(questions), answers, num_pictures, first_row)}
+        return _scores(Path(questions), answers, num_pictures, first_row)
 
 
 def _scores(
@@ -93,19 +94,12 @@ def _scores(
     pictures = most if num_pictures is None else num_pictures
     if not 1 <= pictures <= most:
         raise UserError(f"{pictures} pictures were asked for, there are answers for {most}; give 1 to {most}.")
-    items = read_questions(questions, first_row or "keep")
-    corrected = score(items, answers, pictures)
-    if not corrected.n_items_scored:
-        item, reason = next(iter(corrected.failed.items()))
+    items, official_items = (read_questions(questions, first_row or row) for row in ("keep", "drop"))
+    blocks = score_blocks(items, official_items, answers, pictures, first_row)
+    if not blocks.corrected.n_items_scored:
+        item, reason = next(iter(blocks.corrected.failed.items()))
         raise UserError(f"No item can be scored with {questions} ({item}: {reason}); check that the two match.")
-    official = score(read_questions(questions, first_row or "drop"), answers, pictures)
-    return {
-        "num_pictures": pictures,
-        "official": {"first_row": first_row or "drop", **official.official_json()},
-        "corrected": {"first_row": first_row or "keep", **corrected.corrected_json()},
-        "missing_parents": missing_parents(items),
-        "unknown_categories": unknown_categories(items),
-    }
+    return blocks.to_json()
 
 
 def _grouped(rows: Any) -> _Answers:

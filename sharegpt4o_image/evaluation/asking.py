@@ -36,6 +36,10 @@ from sharegpt4o_image.synthesis.teachers import load_teachers
 Kind = Literal["text", "image"]  # what the endpoint sends
 
 
+class EndpointFault(UserError):
+    """Nothing of use comes from the endpoint any more; what it was asked since its last useful answer is undecided."""
+
+
 @dataclass(frozen=True)
 class Question(Generic[Product]):
     """One request, and who waits for its answer.
@@ -46,7 +50,8 @@ class Question(Generic[Product]):
         on_refusal (callable):
             Called instead with the reason, where the endpoint refuses it for good, or gave no answer of use however
             often it was asked. Such a question is called refused only once the endpoint has answered another one, so
-            an endpoint that breaks down refuses nothing.
+            an endpoint that breaks down refuses nothing. One that an earlier invocation gave up, and that fails
+            again, tells nothing of an endpoint that has answered others: it is refused once nothing else is at fault.
         on_unfinished (callable, *optional*): called with the reason, where it is left for the next invocation.
     """
 
@@ -115,7 +120,7 @@ def ask_all(
     """Ask all questions, `config.num_workers` at a time; answers arrive in any order.
 
     Ctrl-C ends the requests in flight, keeps their answers and returns. Raises [`UserError`] where the endpoint, or
-    the disk, would serve no further question.
+    the disk, would serve no further question: [`EndpointFault`] where its answers are of no use.
 
     Args:
         questions (callable):
@@ -148,7 +153,7 @@ async def _ask_all(
             settling = Settling(journal)
             dispatcher = _dispatcher(journal, config, settling, budget_usd, clients)
             done, before = Asking(), journal.count_attempts().total()
-            inquiry = _Inquiry(dispatcher, done)
+            inquiry = _Inquiry(dispatcher, done, journal, config.max_asks)
 
             async def settle(question: Question[Any]) -> None:
                 done.num_questions += 1
@@ -160,7 +165,10 @@ async def _ask_all(
             with drained_on_signal(settling.stop):
                 await run_workers(questions(journal.blobs), settle, config.num_workers, settling.stop)
             inquiry.finish()
-            settling.raise_stop()
+            try:
+                settling.raise_stop()
+            except UserError as stop:
+                raise (EndpointFault(str(stop)) if inquiry.is_at_fault else stop) from None
             done.unfinished = settling.unfinished
             done.new_attempts = journal.count_attempts().total() - before
             done.spent_usd, done.possibly_spent_usd = journal.spent_usd(), journal.reserved_usd()
@@ -182,25 +190,33 @@ def _dispatcher(
 class _Inquiry:
     """Questions -> who waits for their answers; refusals that may be the endpoint's fault wait for the next answer."""
 
-    def __init__(self, dispatcher: Dispatcher, done: Asking) -> None:
+    def __init__(self, dispatcher: Dispatcher, done: Asking, journal: Journal, max_asks: int) -> None:
+        self.is_at_fault = False
         self._dispatcher = dispatcher
         self._done = done
+        self._journal = journal
+        self._max_asks = max_asks
+        self._working = set(journal.measure_stages())  # stages and models that gave answers of use in earlier times
         self._doubtful: list[tuple[Question[Any], str]] = []
-        self._is_at_fault = False
 
     async def settle(self, question: Question[Any]) -> None:
         """Answer a question; what is left of it is the caller's."""
+        useless_before = self._count_useless(question)
         try:
             product = await self._dispatcher.obtain(question.request)
         except RejectedByAnswer as rejection:
             self._doubtful.append((question, str(rejection)))
         except Rejected as rejection:
             self._refuse(question, str(rejection))
-        except Unfinished as fault:
-            question.on_unfinished(str(fault))
-            raise
-        except EndpointAtFault:
-            self._is_at_fault = True
+        except (Unfinished, EndpointAtFault) as fault:
+            if self._is_given_up_again(question, useless_before):
+                num_useless = self._count_useless(question)
+                self._doubtful.append((question, f"no answer of use to it, in several runs ({num_useless} answers)"))
+                return
+            if isinstance(fault, EndpointAtFault):
+                self.is_at_fault = True
+            else:
+                question.on_unfinished(str(fault))
             raise
         else:
             self._done.num_answered += 1
@@ -209,8 +225,16 @@ class _Inquiry:
 
     def finish(self) -> None:
         """Decide on the refusals after which no answer came."""
-        if not self._is_at_fault:
+        if not self.is_at_fault:
             self._settle_doubtful()
+
+    def _count_useless(self, question: Question[Any]) -> int:
+        return self._journal.recall(question.request.key).num_useless
+
+    def _is_given_up_again(self, question: Question[Any], useless_before: int) -> bool:
+        """Whether an earlier invocation had asked it often enough, of an endpoint that answered others."""
+        is_working = (question.request.stage, question.request.model) in self._working
+        return is_working and self._max_asks <= useless_before < self._count_useless(question)
 
     def _settle_doubtful(self) -> None:
         while self._doubtful:

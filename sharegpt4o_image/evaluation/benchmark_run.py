@@ -5,8 +5,10 @@ Started by `accelerate launch`, each process draws and judges every n-th item; t
 """
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 MAX_FAILURES_SHOWN = 40  # rows of a contact sheet (our choice)
+_PATIENCE = timedelta(days=1)  # that one process waits for another, whose share may take longer (our choice)
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,10 @@ class Share:
 
 
 def current_share() -> Share:
-    """All of the work, or under `accelerate launch` with several processes the part of this one."""
+    """All of the work, or under `accelerate launch` with several processes the part of this one.
+
+    From then on `cuda` is the GPU of this process, so this is asked before any model is loaded.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Share()
     state = _process_group()
@@ -76,7 +82,8 @@ def _process_group() -> "PartialState":
     import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available())  # without the word it takes no launcher's CPUs
+    # without `cpu` it takes no launcher's CPUs
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
 
 
 def make_generator(
@@ -95,6 +102,7 @@ def make_generator(
         run_dir (`Path`): where the answers of an endpoint are kept.
         budget_usd (`float`, *optional*): the most that an endpoint may cost.
     """
+    share = current_share()
     if base_url is None:
         from sharegpt4o_image.evaluation.model_generator import ModelGenerator
 
@@ -103,7 +111,7 @@ def make_generator(
         raise UserError("--base-url needs the name of the model there; give --model NAME")
     if recipe != SamplingRecipe():
         raise UserError("guidance and edit freedom belong to a local checkpoint; leave them out with --base-url")
-    if current_share().world > 1:
+    if share.world > 1:
         raise UserError("an endpoint is asked many things at once by one process; leave the launcher out")
     from sharegpt4o_image.evaluation.endpoint_generator import EndpointGenerator
 
@@ -141,7 +149,20 @@ def draw_pictures(
             save_picture(folder, request.path, picture)
             progress.advance(bar)
 
-        return dict(generator.draw(missing, keep)) if missing else {}
+        if not missing:
+            return {}
+        started = time.monotonic()
+        undrawn = dict(generator.draw(missing, keep))
+        if share.is_main:
+            progress.console.print(speed_text("drew", len(missing) - len(undrawn), started, share))
+    return undrawn
+
+
+def speed_text(done: str, num_pictures: int, started: float, share: Share) -> str:
+    """How fast this process was: `drew 8 pictures, 2.50 a second`."""
+    rate = num_pictures / max(time.monotonic() - started, 1e-9)
+    where = f" (process 1 of {share.world})" if share.world > 1 else ""
+    return f"{done} {num_pictures:,} pictures, {rate:.2f} a second{where}"
 
 
 def failure_sheet(

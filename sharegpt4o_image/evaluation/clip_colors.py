@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoTokenizer, CLIPModel, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from transformers.utils.hub import cached_file, extract_commit_hash
 
-from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.evaluation.geneval_crops import crop_of
 from sharegpt4o_image.evaluation.geneval_prompts import COLORS
 from sharegpt4o_image.evaluation.geneval_rules import Detection
+from sharegpt4o_image.evaluation.pretrained import load_complete, told_as_user_error
 
 if TYPE_CHECKING:
     from sharegpt4o_image.evaluation.mask2former_detector import Mask
@@ -31,7 +30,7 @@ class ClipColorClassifier:
     def __init__(self, model: CLIPModel, tokenizer: PreTrainedTokenizerBase, revision: str | None = None) -> None:
         """Classify with `model`, which stays on its device; GenEval ran it in half precision, here it is as given.
 
-        `revision` is the commit of the model's files, kept for `identity`.
+        `revision` is the commit of the model's files or the digest of its weights, kept for `identity`.
         """
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -41,22 +40,10 @@ class ClipColorClassifier:
     @classmethod
     def from_pretrained(cls, name: str = CLIP, device: str = "cpu", revision: str = "main") -> "ClipColorClassifier":
         """The classifier of a Hub id or a folder, in float32."""
-        try:
-            commit = extract_commit_hash(cached_file(name, "config.json", revision=revision), None)  # None: a folder
-            loaded: Any = CLIPModel.from_pretrained(
-                name, revision=commit or revision, dtype=torch.float32, output_loading_info=True
-            )
-            model, report = loaded
-            missing = report["missing_keys"] & dict(model.named_parameters()).keys()
-            if missing:
-                raise ValueError(f"it has no {min(missing)}")
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=commit or revision)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"The colour classifier {name} cannot be loaded; give a Hub id or a folder with CLIP's files: {reason}"
-            ) from None
-        return cls(model.to(device), tokenizer, commit)
+        with told_as_user_error(f"The colour classifier {name}"):
+            model, known_as = load_complete(CLIPModel, name, revision)
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=known_as)
+        return cls(model.to(device), tokenizer, known_as)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class DpgBench:
     """What is asked.
 
     Args:
-        items (`tuple`): with all their questions.
+        items (`tuple`): that are asked: with all their questions, unless `drop` was asked for.
         official_items (`tuple`): as the official loader has them; the same items where no row is dropped.
         prompts (`dict`): item id -> what its pictures are drawn from.
         num_pictures (`int`): of each item.
@@ -63,10 +63,11 @@ def load_bench(
         prompts: folder of `<item_id>.txt`; by default, the file's own `text` is the prompt.
         num_pictures: of each item.
         first_row: by default, it is dropped as the official loader does where all official items are asked, and kept
-            elsewhere, where dropping it would tell nothing of any published number.
+            elsewhere, where dropping it would tell nothing of any published number. `drop` does not even
+            ask it.
         limit: the first so many items.
     """
-    items = read_questions(questions)
+    items = read_questions(questions, first_row or "keep")
     is_whole = len(items) == NUM_OFFICIAL_ITEMS and (limit is None or limit >= len(items))
     row: FirstRow = first_row or ("drop" if is_whole else "keep")
     chosen = tuple(items[:limit])

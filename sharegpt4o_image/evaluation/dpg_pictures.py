@@ -6,6 +6,7 @@ The official layout: `<item_id>.png`, four pictures of side R as a grid of side 
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def read_folder(folder: Path, items: Sequence[str]) -> PictureFolder:
             surplus.append(f"{entry.name}: the question file has no item {item!r}")
         else:
             found.setdefault(item, []).append(entry)
-    faults = {item: f"there is no {item}.png" for item in items if item not in found}
+    faults = {item: _why_not_found(item) for item in items if item not in found}
     faults |= {
         item: f"there are {len(paths)} files: {', '.join(path.name for path in paths)}; keep one"
         for item, paths in found.items()
@@ -66,6 +67,14 @@ def read_folder(folder: Path, items: Sequence[str]) -> PictureFolder:
     }
     files = {item: found[item][0] for item in items if len(found.get(item, ())) == 1}
     return PictureFolder(files, faults, tuple(surplus))
+
+
+def _why_not_found(item: str) -> str:
+    if "." in item:
+        return (
+            "its id has a dot, and the id of a picture ends at its name's first; rename the item in the question file"
+        )
+    return f"there is no {item}.png"
 
 
 # ------------------------------------------------------------------ a picture
@@ -220,12 +229,13 @@ def hashes_of_singles(
 
 
 def first_side(items: Sequence[str], singles: Path) -> int | None:
-    """Width of the first drawn picture."""
-    path = next((path for item in items if (path := singles / single_path(item, 1)).is_file()), None)
-    if path is None:
-        return None
-    with Image.open(path) as picture:
-        return picture.width
+    """Width of the first drawn picture that is whole."""
+    for item in items:
+        path = singles / single_path(item, 1)
+        if path.is_file():
+            with suppress(OSError, UnreadablePicture):
+                return open_picture(path.read_bytes()).width
+    return None
 
 
 def _fitted(path: Path, side: int) -> Image.Image:

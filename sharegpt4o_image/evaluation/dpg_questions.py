@@ -18,9 +18,11 @@ COLUMNS_READ = ("item_id", "text", "proposition_id", "dependency", "tuple", "que
 # Level-1 categories of the paper's table (DPG-Bench columns); the file names them in lower case.
 LEVEL_1_CATEGORIES = ("global", "entity", "attribute", "relation", "other")
 
-# Ids of a column that pandas made floating: it writes 3 as "3.0".
-_WHOLE_NUMBER = re.compile(r"([+-]?\d+)(?:\.0*)?")
+# Ids of a column that pandas made floating: it writes 3 as "3.0". Those of 64 bits, which pandas reads as such.
+_WHOLE_NUMBER = re.compile(r"([+-]?\d{1,18})(?:\.0*)?")
 _END_OF_FILE = "<end of file>"  # a line of our own behind the file's last: in quotes that were not closed, it is text
+
+_SHOWN_CHARACTERS = 80  # of a cell, in a message (our choice)
 
 # "drop" is what the official loader does: it skips the first data row as if that were the header.
 FirstRow = Literal["keep", "drop"]
@@ -197,5 +199,7 @@ def _question(row: _Row, where: str) -> Question:
 def _number(text: str, column: str, where: str) -> int:
     match = _WHOLE_NUMBER.fullmatch(text.strip())
     if match is None:
-        raise UserError(f"{where}: `{column}` is {text!r}; expected whole numbers, 0 for no parent.")
+        raise UserError(
+            f"{where}: `{column}` is {text[:_SHOWN_CHARACTERS]!r}; expected whole numbers, 0 for no parent."
+        )
     return int(match[1])

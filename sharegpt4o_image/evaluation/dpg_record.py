@@ -4,7 +4,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from sharegpt4o_image.evaluation.dpg_run import NAME, PictureSource, SeenPicture
 from sharegpt4o_image.evaluation.dpg_scores import YES, Categories, DpgScores, ScoreBlocks, score_blocks
 from sharegpt4o_image.evaluation.drawing import write_whole
 from sharegpt4o_image.evaluation.score_record import MissingItem, ScoreLine, ScoreRecord, write_scores
-from sharegpt4o_image.evaluation.vqa import Vqa
+from sharegpt4o_image.evaluation.vqa import Vqa, yes_or_no
 
 OFFICIAL_VQA = "mplug_visual-question-answering_coco_large_en"
 SHEET_COLUMNS = 7  # as many as hold pictures, the others make room for the questions (our choice)
@@ -54,7 +54,7 @@ def write_result(
     texts = answered.texts()
     answers_json = json.dumps({"items": bench.item_ids, "answers": texts}, ensure_ascii=False)
     write_whole(run_dir / "answers.json", answers_json.encode())
-    first_row = None if bench.first_row == "drop" else bench.first_row
+    first_row = bench.first_row if bench.items == bench.official_items else None
     blocks = score_blocks(bench.items, bench.official_items, texts, bench.num_pictures, first_row)
     if not blocks.corrected.n_items_scored:
         item, reason = next(iter((dict(answered.reasons) or dict(blocks.corrected.failed)).items()))
@@ -75,8 +75,8 @@ def variant_name(bench: DpgBench, source: PictureSource, models: Sequence[str], 
         differs.append(f"items={len(bench.items)}")
     if bench.num_pictures != NUM_OFFICIAL_PICTURES:
         differs.append(f"pictures={bench.num_pictures}")
-    if bench.is_whole and bench.first_row == "keep":
-        differs.append("first_row=keep")
+    if bench.is_whole != (bench.first_row == "drop"):  # of a part of the benchmark, the row is kept
+        differs.append(f"first_row={bench.first_row}")
     if source.model is not None and bench.prompts_sha256 not in (None, OFFICIAL_PROMPTS_SHA256):
         differs.append("prompts=own")
     return f"{NAME}[{', '.join(differs)}]" if differs else NAME
@@ -147,9 +147,20 @@ def _details(
         "num_answers": sum(len(picture) for pictures in answered.by_item.values() for picture in pictures),
         "num_expected_answers": bench.num_answers,
         "prompts": "text column" if bench.prompts_sha256 is None else {"folder_sha256": bench.prompts_sha256},
-        "warnings": list(seen.warnings),
+        "warnings": [*seen.warnings, *_wordless(answered)],
         **answered.notes,
     }
+
+
+def _wordless(answered: Answered) -> Iterator[str]:
+    """A model that would write something else first, such as one that thinks, was forced to choose."""
+    kept = [kept for pictures in answered.by_item.values() for picture in pictures for kept in picture.values()]
+    forced = [one["raw"] for one in kept if one["answer"] != one["raw"] and yes_or_no(one["raw"]) is None]
+    if forced:
+        yield (
+            f"{len(forced):,} of {len(kept):,} answers would have begun with neither yes nor no (such as "
+            f"{forced[0][:40]!r}) and are the likelier of the two; a model that answers at once tells more"
+        )
 
 
 # ------------------------------------------------------------------ files beside the scores

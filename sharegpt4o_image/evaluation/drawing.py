@@ -59,12 +59,10 @@ def claim_folder(folder: Path, recipe: Mapping[str, Any]) -> None:
     """Write down, before the first picture, how the pictures of `folder` are drawn; another recipe is refused."""
     path = folder / RECIPE_FILE
     text = json.dumps(recipe, indent=1, ensure_ascii=False)
+    if not path.exists():
+        _write_first(path, json_bytes(text))
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(path, text.encode())
-        return
     except ValueError as error:
         raise UserError(f"{path} is not readable ({error}); choose another folder with --output") from error
     if found != json.loads(text):
@@ -94,10 +92,32 @@ def save_picture(folder: Path, path: str, picture: Image.Image) -> None:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file that appears whole or not at all."""
+    _unfinished(path, data).replace(path)
+
+
+def json_bytes(text: str) -> bytes:
+    """JSON text as UTF-8; half a character, as in names of files that are no UTF-8, becomes JSON's own escape."""
+    return text.encode(errors="backslashreplace")
+
+
+def _write_first(path: Path, data: bytes) -> None:
+    """As [`write_whole`], but of several processes that do it at once the first one wins."""
+    unfinished = _unfinished(path, data)
+    try:
+        os.link(unfinished, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _unfinished(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".unfinished-{uuid.uuid4().hex}")
     with unfinished.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    unfinished.replace(path)
+    return unfinished

@@ -19,8 +19,14 @@ from PIL import Image
 
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.evaluation import geneval_scores
-from sharegpt4o_image.evaluation.benchmark_run import Share, draw_pictures, failure_sheet, progress_bar
-from sharegpt4o_image.evaluation.drawing import Generator, write_whole
+from sharegpt4o_image.evaluation.benchmark_run import (
+    Share,
+    draw_pictures,
+    failure_sheet,
+    progress_bar,
+    speed_text,
+)
+from sharegpt4o_image.evaluation.drawing import Generator, claim_folder, json_bytes, write_whole
 from sharegpt4o_image.evaluation.geneval_judge import GenEvalJudge
 from sharegpt4o_image.evaluation.geneval_layout import (
     Layout,
@@ -36,6 +42,9 @@ from sharegpt4o_image.evaluation.verdict_store import VerdictStore
 from sharegpt4o_image.schema import content_id
 
 RESULTS_FILE = "results.jsonl"
+_NUM_NOTES = 10  # printed (our choice)
+
+Verdict = dict[str, Any]  # `correct`, `reason` and `details` of a row; or `fault`, why there is none
 
 
 @dataclass(frozen=True)
@@ -45,9 +54,12 @@ class Benchmark:
     Args:
         name (`str`): of the benchmark: `geneval`, or `scene-geneval`.
         variant (`dict`): what differs from the benchmark of that name: `{"detector": "..."}`.
-        prompts (`list`): in the order of the folders' numbers.
+        prompts (`list`): those asked for.
         judge ([`GenEvalJudge`]): gives the verdicts.
         images_per_prompt (`int`): pictures of each prompt.
+        numbers (`list`, *optional*):
+            Of the prompts, which are the names of their folders; by default they are counted from 0. A part of the
+            official prompts keeps its numbers, so that it can be drawn first and the others later.
     """
 
     name: str
@@ -55,6 +67,13 @@ class Benchmark:
     prompts: list[Prompt]
     judge: GenEvalJudge
     images_per_prompt: int = IMAGES_PER_PROMPT
+    numbers: list[int] | None = None
+
+    @property
+    def numbered(self) -> dict[int, Prompt]:
+        """The prompts by their numbers."""
+        numbers = range(len(self.prompts)) if self.numbers is None else self.numbers
+        return dict(zip(numbers, self.prompts, strict=True))
 
     @property
     def full_name(self) -> str:
@@ -78,7 +97,9 @@ class GenEvalResult:
 
     def to_text(self) -> str:
         """A few lines for people."""
-        return "\n".join([self.record.to_text(), *self.notes])
+        more = len(self.notes) - _NUM_NOTES
+        rest = [f"... and {more:,} more notes, see the file of scores"] if more > 0 else []
+        return "\n".join([self.record.to_text(), *self.notes[:_NUM_NOTES], *rest])
 
 
 def run_geneval(
@@ -107,21 +128,21 @@ def run_geneval(
     if images is None:
         assert generator is not None
         undrawn = _draw(benchmark, generator, folder, seed, share)
-    layout = read_layout(folder, benchmark.prompts, benchmark.images_per_prompt)
+    layout = read_layout(folder, benchmark.numbered, benchmark.images_per_prompt)
     with VerdictStore(output_dir / "verdicts", "verdicts", share.rank) as store:
-        _judge(benchmark, share.of(layout.pictures), store, share)
+        verdicts = _judge(benchmark, share.of(layout.pictures), store, share)
     share.wait()
     if not share.is_main:
         return None
     identity = {**generator.identity, "seed": seed} if generator is not None else {}
-    return _collect(benchmark, layout, output_dir, identity, undrawn, command)
+    return _collect(benchmark, layout, verdicts, output_dir, identity, undrawn, command)
 
 
 def _draw(benchmark: Benchmark, generator: Generator, folder: Path, seed: int, share: Share) -> dict[str, str]:
-    requests = picture_requests(benchmark.prompts, benchmark.images_per_prompt, seed)
+    requests = picture_requests(benchmark.numbered, benchmark.images_per_prompt, seed)
+    claim_folder(folder, {**generator.identity, "seed": seed})
+    write_metadata(folder, benchmark.numbered)
     undrawn = draw_pictures(generator, requests, folder, seed, share, f"Drawing {benchmark.name}")
-    if share.is_main:
-        write_metadata(folder, benchmark.prompts)
     share.wait()
     return undrawn
 
@@ -129,20 +150,35 @@ def _draw(benchmark: Benchmark, generator: Generator, folder: Path, seed: int, s
 # --------------------------------------------------------------------------- judging
 
 
-def _judge(benchmark: Benchmark, pictures: Sequence[PlacedPicture], store: VerdictStore, share: Share) -> None:
+def _judge(
+    benchmark: Benchmark, pictures: Sequence[PlacedPicture], store: VerdictStore, share: Share
+) -> dict[str, Verdict]:
+    """The verdicts of the pictures, by their names."""
+    verdicts = {}
     started, num_judged = time.monotonic(), 0
     with progress_bar() as progress:
         bar = progress.add_task(f"Judging {benchmark.name}", total=len(pictures), visible=share.is_main)
         for placed in pictures:
-            data = placed.path.read_bytes()
+            try:
+                data = placed.path.read_bytes()
+            except OSError as error:
+                verdicts[placed.name] = _unreadable(error)
+                continue
             key = _key(benchmark, placed.prompt, data)
-            if store.find(key) is None:
-                store.keep(key, _verdict(benchmark.judge, placed, data))
+            verdict = store.find(key)
+            if verdict is None:
+                verdict = _verdict(benchmark.judge, placed, data)
+                store.keep(key, verdict)
                 num_judged += 1
+            verdicts[placed.name] = verdict
             progress.advance(bar)
         if num_judged and share.is_main:
-            rate = num_judged / (time.monotonic() - started)
-            progress.console.print(f"judged {num_judged:,} pictures, {rate:.2f} a second")
+            progress.console.print(speed_text("judged", num_judged, started, share))
+    return verdicts
+
+
+def _unreadable(error: OSError) -> Verdict:
+    return {"fault": f"the picture cannot be read ({error.strerror})"}
 
 
 def _key(benchmark: Benchmark, prompt: Prompt, data: bytes) -> str:
@@ -151,7 +187,7 @@ def _key(benchmark: Benchmark, prompt: Prompt, data: bytes) -> str:
     )
 
 
-def _verdict(judge: GenEvalJudge, placed: PlacedPicture, data: bytes) -> dict[str, Any]:
+def _verdict(judge: GenEvalJudge, placed: PlacedPicture, data: bytes) -> Verdict:
     """The row, or why there is none; what a picture is called is not part of its verdict."""
     try:
         picture = Image.open(io.BytesIO(data))
@@ -171,12 +207,13 @@ def _verdict(judge: GenEvalJudge, placed: PlacedPicture, data: bytes) -> dict[st
 def _collect(
     benchmark: Benchmark,
     layout: Layout,
+    verdicts: dict[str, Verdict],
     output_dir: Path,
     generator: dict[str, Any],
     undrawn: dict[str, str],
     command: str | None,
 ) -> GenEvalResult:
-    rows, faults = _rows_of(benchmark, layout, output_dir)
+    rows, faults = _rows_of(layout, verdicts | _others(benchmark, layout, verdicts, output_dir))
     if not rows:
         raise UserError(f"none of {len(layout.pictures)} pictures could be judged; the first: {faults[0].reason}")
     missing = [MissingItem(one.item, undrawn.get(one.item, one.reason)) for one in layout.missing] + faults
@@ -204,21 +241,35 @@ def _collect(
     return GenEvalResult(record, summary, rows, layout.notes)
 
 
-def _rows_of(benchmark: Benchmark, layout: Layout, output_dir: Path) -> tuple[list[ResultRow], list[MissingItem]]:
-    """The verdicts of all processes, in the order of the pictures."""
-    rows, faults = [], []
+def _others(benchmark: Benchmark, layout: Layout, own: dict[str, Verdict], output_dir: Path) -> dict[str, Verdict]:
+    """The verdicts that other processes gave, by the names of the pictures."""
+    verdicts = {}
+    rest = [placed for placed in layout.pictures if placed.name not in own]
+    changed = {"fault": "it changed while it was judged; run the same command again"}
     with VerdictStore(output_dir / "verdicts", "verdicts") as store:
-        for placed in layout.pictures:
-            verdict = store.find(_key(benchmark, placed.prompt, placed.path.read_bytes()))
-            assert verdict is not None, placed.name
-            if "fault" in verdict:
-                faults.append(MissingItem(placed.name, verdict["fault"]))
+        for placed in rest:
+            try:
+                key = _key(benchmark, placed.prompt, placed.path.read_bytes())
+            except OSError as error:
+                verdicts[placed.name] = _unreadable(error)
                 continue
+            verdicts[placed.name] = store.find(key) or changed
+    return verdicts
+
+
+def _rows_of(layout: Layout, verdicts: dict[str, Verdict]) -> tuple[list[ResultRow], list[MissingItem]]:
+    """In the order of the pictures; apart from the rows, pictures without a verdict."""
+    rows, faults = [], []
+    for placed in layout.pictures:
+        verdict = verdicts[placed.name]
+        if "fault" in verdict:
+            faults.append(MissingItem(placed.name, verdict["fault"]))
+        else:
             rows.append(_row(placed, verdict))
     return rows, faults
 
 
-def _row(placed: PlacedPicture, verdict: dict[str, Any]) -> ResultRow:
+def _row(placed: PlacedPicture, verdict: Verdict) -> ResultRow:
     return ResultRow(
         filename=placed.name,
         tag=placed.prompt.tag,
@@ -239,7 +290,7 @@ def _lines(summary: Summary) -> tuple[ScoreLine, ...]:
 def _write_results(rows: Sequence[ResultRow], path: Path) -> None:
     """The official columns: its `summary_scores.py` runs on this file."""
     lines = [json.dumps(asdict(row), ensure_ascii=False) for row in sorted(rows, key=lambda row: row.filename)]
-    write_whole(path, ("\n".join(lines) + "\n").encode())
+    write_whole(path, json_bytes("\n".join(lines) + "\n"))
 
 
 def _write_failures(layout: Layout, rows: Sequence[ResultRow], path: Path) -> None:

@@ -15,11 +15,13 @@ from pathlib import Path, PurePosixPath
 
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.evaluation.imgedit_scores import NUM_UGE_ITEMS, ImgEditItem, read_items, read_object
+from sharegpt4o_image.synthesis.journal import printable
 
 PLACEHOLDER = "<edit_prompt>"  # of the instruction, in a template
 UGE_TYPE = "uge"  # stands for the type of the UGE suite's items, which have none
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+")  # a key is also the name of the edited picture's file
+_LONGEST_NAME = 255  # bytes of a file's name on common file systems
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,8 @@ def read_templates(path: Path, suite: Suite, types: Sequence[str]) -> dict[str, 
             f"{path} has no template for {', '.join(missing)}; give ImgEdit's Benchmark/Basic/prompts.json"
         )
     templates = {name: str(found[name]) for name in types}
+    for name, text in templates.items():
+        _check_characters(path, f"template for {name}", text)
     without = [name for name, text in templates.items() if PLACEHOLDER not in text]
     if without:
         raise UserError(f"{path}: the template for {', '.join(without)} has no {PLACEHOLDER}; put it where it belongs")
@@ -140,8 +144,20 @@ def _check_names(path: Path, items: Mapping[str, ImgEditItem]) -> None:
         if not _KEY.fullmatch(key):
             raise UserError(f"{path}: the key {key!r} is no name of a file; use letters, digits, '-' and '_'")
         source = PurePosixPath(item.source)
-        if source.is_absolute() or ".." in source.parts or "\0" in item.source:
+        if source.is_absolute() or ".." in source.parts:
             raise UserError(f"{path}: the `id` {item.source!r} of item {key!r} leads out of the folder; correct it")
+        if not item.source.isprintable() or any(len(part.encode()) > _LONGEST_NAME for part in source.parts):
+            named = printable(item.source[:_LONGEST_NAME])
+            raise UserError(f"{path}: the `id` '{named}' of item {key!r} is no name of a file; correct it")
+        _check_characters(path, f"prompt of item {key!r}", item.prompt)
+
+
+def _check_characters(path: Path, what: str, text: str) -> None:
+    """JSON can hold half a character (`\\ud800`), which no file and no request can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path}: the {what} holds half a character; write it again") from error
 
 
 def _read_text(path: Path) -> str:

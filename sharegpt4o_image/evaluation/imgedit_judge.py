@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from sharegpt4o_image.errors import UserError
-from sharegpt4o_image.evaluation.asking import Asking, Question, ask_all
+from sharegpt4o_image.evaluation.asking import Asking, EndpointFault, Question, ask_all
 from sharegpt4o_image.evaluation.imgedit_items import UGE_TYPE
 from sharegpt4o_image.evaluation.imgedit_judgement import BOTH, Edit, Judgement, JudgeSettings, read_text
 from sharegpt4o_image.evaluation.imgedit_parsers import OFFICIAL, PARSERS, parse_answer
@@ -77,7 +77,7 @@ def judge_edits(
                 settings.budget_usd,
                 lambda: on_progress(len(judge.done.judgements) + len(judge.done.unanswered)),
             )
-        except UserError as stop:
+        except EndpointFault as stop:
             if judge.num_unreadable_in_a_row < _MIN_UNREADABLE_IN_A_ROW:
                 raise
             raise UserError(judge.describe_fault()) from stop
@@ -252,10 +252,11 @@ class _Judge:
         assert self._last_unreadable is not None
         said = printable((self._last_unreadable.text or "")[:_QUOTED_CHARACTERS])
         relaxed = "" if self._settings.parser == OFFICIAL else ", or accept less with --parser official"
+        again = "run the same command again to go on, or " if self.done.judgements else ""
         return (
             f"{self._settings.model} does not answer in the form, or the language, that the templates ask for: its "
             f"last {self.num_unreadable_in_a_row} answers could not be read ({self._last_unreadable.reason}), and the "
-            f"last one begins with '{said}'; name another judge with --judge{relaxed}"
+            f"last one begins with '{said}'; {again}name another judge with --judge{relaxed}"
         )
 
 

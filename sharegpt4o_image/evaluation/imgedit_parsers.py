@@ -9,6 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from sharegpt4o_image.synthesis.journal import printable
+
 OFFICIAL, STRICT = "official", "strict"
 PARSERS = (OFFICIAL, STRICT)
 
@@ -128,5 +130,5 @@ def _without_markdown(line: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    text = " ".join(text.split())  # a reason is one line
+    text = printable(" ".join(text.split()))  # a reason is one line, and steers no terminal
     return f"'{text}'" if len(text) <= _QUOTED_CHARACTERS else f"'{text[:_QUOTED_CHARACTERS]}...'"

@@ -31,7 +31,7 @@ from sharegpt4o_image.evaluation.benchmark_run import (
 from sharegpt4o_image.evaluation.drawing import Generator, write_whole
 from sharegpt4o_image.evaluation.edit_geometry import DEFAULT_GEOMETRY, EditGenerator
 from sharegpt4o_image.evaluation.imgedit_items import UGE, Benchmark
-from sharegpt4o_image.evaluation.imgedit_judge import Judging, judge_edits, texts_of
+from sharegpt4o_image.evaluation.imgedit_judge import RUN_FOLDER, Judging, judge_edits, texts_of
 from sharegpt4o_image.evaluation.imgedit_judgement import JudgeSettings
 from sharegpt4o_image.evaluation.imgedit_pictures import (
     PictureSource,
@@ -91,7 +91,8 @@ def run_imgedit(
     folder = output / benchmark.suite.name
     share = current_share()
     origin_faults = find_missing_origins(benchmark)
-    pictures = _pictures_of(benchmark, source, origin_faults, folder, settings.budget_usd, share)
+    drawing_budget = _budget_left(settings.budget_usd, folder / RUN_FOLDER)
+    pictures = _pictures_of(benchmark, source, origin_faults, folder, drawing_budget, share)
     share.wait()
     if not share.is_main:
         return None
@@ -146,11 +147,11 @@ def _find_missing(benchmark: Benchmark, pictures: _Pictures) -> dict[str, str]:
     }
 
 
-def _budget_left(budget_usd: float | None, drawing_dir: Path) -> float | None:
-    """The budget without what drawing spent, or may have spent."""
-    if budget_usd is None or not (drawing_dir / FILE_NAME).is_file():
+def _budget_left(budget_usd: float | None, other_dir: Path) -> float | None:
+    """The budget without what the other journal's requests cost, or may have cost: drawing and judging share it."""
+    if budget_usd is None or not (other_dir / FILE_NAME).is_file():
         return budget_usd
-    journal = Journal.open(drawing_dir)
+    journal = Journal.open(other_dir)
     try:
         return max(0.0, budget_usd - journal.spent_usd() - journal.reserved_usd())
     finally:

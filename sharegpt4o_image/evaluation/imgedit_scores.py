@@ -25,6 +25,7 @@ from sharegpt4o_image.evaluation.imgedit_parsers import (
     parse_answer,
     parse_official,
 )
+from sharegpt4o_image.synthesis.journal import printable
 
 # Columns of the ImgEdit table of the ShareGPT-4o-Image paper, in its order. It has no column for `adjust`.
 PAPER_COLUMNS = {
@@ -296,7 +297,7 @@ def to_text(scores: Mapping[str, Any]) -> str:
         f"{scores['n_answers']} answers to {scores['n_items']} items; {scores['n_missing']} items have no answer."
     ]
     if scores["n_unknown"]:
-        keys = ", ".join(scores["unknown_keys"][:_NUM_EXAMPLES])
+        keys = printable(", ".join(scores["unknown_keys"][:_NUM_EXAMPLES]))
         lines.append(f"{scores['n_unknown']} not in the benchmark, counted in bagel_overall only, such as {keys}")
     for parser in PARSERS:
         lines += ["", *_parser_lines(parser, scores[parser])]
@@ -325,7 +326,9 @@ def _parser_lines(parser: str, scores: Mapping[str, Any]) -> list[str]:
 
 
 def _example_lines(failures: Sequence[Mapping[str, str | None]]) -> list[str]:
-    return [f"  {row['status']}, such as {row['key']}: {row['reason']}" for row in failures[:_NUM_EXAMPLES]]
+    return [
+        f"  {row['status']}, such as {printable(str(row['key']))}: {row['reason']}" for row in failures[:_NUM_EXAMPLES]
+    ]
 
 
 def _cells(score: float | None, interval: Sequence[float] | None) -> str:

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from transformers import Mask2FormerForUniversalSegmentation
-from transformers.utils.hub import cached_file, extract_commit_hash
 
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.evaluation.geneval_prompts import CLASS_NAMES
 from sharegpt4o_image.evaluation.geneval_rules import Detection
 from sharegpt4o_image.evaluation.openmmlab_converter import load_openmmlab, sha256_of
+from sharegpt4o_image.evaluation.pretrained import load_complete, told_as_user_error
 
 # Architecture and data of the detector that GenEval names, other weights: OpenMMLab trained its own.
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
@@ -65,7 +65,7 @@ class Mask2FormerDetector:
             model: for COCO instances.
             max_long_edge: of pictures as the model sees them; another than GenEval's makes a variant.
             max_short_edge: the same.
-            revision: the commit of the model's files, kept for `identity`.
+            revision: the commit of the model's files or the digest of its weights, kept for `identity`.
         """
         if model.config.num_labels != len(CLASS_NAMES):
             raise UserError(
@@ -85,21 +85,9 @@ class Mask2FormerDetector:
         if name.endswith(".pth"):
             converted: Any = load_openmmlab(Path(name))
             return cls(converted.to(device), revision=sha256_of(Path(name)))
-        try:
-            commit = extract_commit_hash(cached_file(name, "config.json", revision=revision), None)  # None: a folder
-            loaded: Any = Mask2FormerForUniversalSegmentation.from_pretrained(
-                name, revision=commit or revision, dtype=torch.float32, output_loading_info=True
-            )
-            model, report = loaded
-            missing = report["missing_keys"] & dict(model.named_parameters()).keys()
-            if missing:
-                raise ValueError(f"it has no {min(missing)}")
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"The detector {name} cannot be loaded; give a Hub id or a folder with its files: {reason}"
-            ) from None
-        return cls(model.to(device), revision=commit)
+        with told_as_user_error(f"The detector {name}"):
+            model, known_as = load_complete(Mask2FormerForUniversalSegmentation, name, revision)
+        return cls(model.to(device), revision=known_as)
 
     @property
     def identity(self) -> dict[str, Any]:

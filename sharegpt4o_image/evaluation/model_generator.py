@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A local checkpoint as the generator of a benchmark."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from PIL import Image
 from sharegpt4o_image.checkpoints import load_checkpoint, resolve_checkpoint
 from sharegpt4o_image.evaluation.benchmark_run import SamplingRecipe
 from sharegpt4o_image.evaluation.drawing import Keep, PictureRequest
+from sharegpt4o_image.evaluation.pretrained import weights_digest
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
 
 _BATCH_SIZE = 16  # pictures kept at a time: what is lost when the process is killed (our choice)
-_DIGEST_LENGTH = 16
 
 
 class ModelGenerator:
@@ -41,12 +40,12 @@ class ModelGenerator:
         """The generator of a folder, a Hub id or a shipped name."""
         model, processor = load_checkpoint(name)
         commit = getattr(model.config, "_commit_hash", None)
-        return cls(model, processor, name, recipe, commit or _digest(Path(resolve_checkpoint(name))))
+        return cls(model, processor, name, recipe, commit or weights_digest(Path(resolve_checkpoint(name))))
 
     @property
     def identity(self) -> dict[str, Any]:
         """Model, revision and recipe; what the recipe leaves open is the checkpoint's own."""
-        config = self.model.config
+        config: Any = self.model.config
         chosen = {
             name: getattr(config, name) if getattr(self._recipe, name) is None else getattr(self._recipe, name)
             for name in ("guidance_scale", "edit_freedom")
@@ -56,6 +55,7 @@ class ModelGenerator:
             "revision": self._revision,
             **chosen,
             "guidance_until": self._recipe.guidance_until,
+            "size": config.vision_config.image_size,
             "dtype": str(self.model.dtype).removeprefix("torch."),
         }
 
@@ -79,13 +79,3 @@ class ModelGenerator:
             processor=self.processor,
         )
         return list(images)
-
-
-def _digest(folder: Path) -> str | None:
-    """The beginning of the sha256 over a local checkpoint's weights; `None` for a Hub id."""
-    digest = hashlib.sha256()
-    files = sorted(folder.glob("*.safetensors"))
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:_DIGEST_LENGTH] if files else None

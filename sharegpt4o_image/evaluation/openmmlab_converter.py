@@ -8,6 +8,7 @@ three, and in the order in which Swin's patch merging stacks the four neighbours
 import hashlib
 import pickle
 import re
+import struct
 from collections.abc import Iterator, Mapping
 from math import isqrt
 from pathlib import Path
@@ -141,7 +142,7 @@ def _read(path: Path) -> Weights:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"the detector {path} cannot be read ({error.strerror or error}); check its path") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, struct.error, RuntimeError, EOFError, ValueError, LookupError) as error:
         _, _, refused = str(error).partition("WeightsUnpickler error: ")
         reason = " ".join((refused or str(error)).split())
         raise UserError(

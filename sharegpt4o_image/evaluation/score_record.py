@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sharegpt4o_image.errors import UserError
-from sharegpt4o_image.evaluation.drawing import write_whole
+from sharegpt4o_image.evaluation.drawing import json_bytes, write_whole
 
 FORMAT = 1
 
@@ -113,7 +113,7 @@ def score_path(output_dir: Path, benchmark: str) -> Path:
 def write_scores(record: ScoreRecord, output_dir: Path) -> Path:
     """Write `OUTPUT/scores/NAME.json`, last of all; returns its path."""
     path = score_path(output_dir, record.benchmark)
-    write_whole(path, json.dumps(record.to_json(), indent=1, ensure_ascii=False, allow_nan=False).encode())
+    write_whole(path, json_bytes(json.dumps(record.to_json(), indent=1, ensure_ascii=False, allow_nan=False)))
     return path
 
 

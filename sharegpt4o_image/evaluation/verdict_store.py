@@ -30,7 +30,7 @@ class VerdictStore:
         for path in sorted(folder.glob(f"{name}-*.jsonl")):
             self._read(path)
         _end_last_line(own)
-        self._file = own.open("a", encoding="utf-8")
+        self._file = own.open("a", encoding="utf-8", errors="backslashreplace")  # as JSON escapes
 
     def __enter__(self) -> "VerdictStore":
         return self

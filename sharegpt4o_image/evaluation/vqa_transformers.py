@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from safetensors import SafetensorError
+from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from sharegpt4o_image.errors import UserError
@@ -26,11 +27,13 @@ SPELLINGS = {word: (word, word.capitalize(), word.upper()) for word in ("yes", "
 _WEIGHTS = ("*.safetensors", "*.bin", "*.json")
 _HASHED_BYTES = 1 << 20  # of either end of a weight file (our choice); the middle of 16 GB tells no more
 
+_NOT_LOADABLE = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
+
 Conversation = list[dict[str, Any]]
 
 
 class TransformersVqa:
-    """Answers by a checkpoint, which is loaded when the first question comes.
+    """Answers by a checkpoint. Its weights are loaded when the first question comes, its processor at once.
 
     Args:
         name (`str`): Hub id or folder.
@@ -56,6 +59,9 @@ class TransformersVqa:
         self._model_name = name if commit else Path(name).resolve().name
         self._which = {"revision": commit} if commit else {"sha256": fingerprint(Path(name))}
 
+        self._processor = _load_processor(name, self._revision)
+        self._word_ids = [spelling_ids(self._processor.tokenizer, word) for word in SPELLINGS]
+
     @property
     def identity(self) -> dict[str, Any]:
         """What is to be kept with every answer."""
@@ -65,7 +71,7 @@ class TransformersVqa:
         """Answer batch by batch."""
         model: _LoadedModel | None = None
         for batch in _batches(questions, self._batch_size):
-            model = model or _LoadedModel(self._name, self._revision, self._device)
+            model = model or _LoadedModel(self._name, self._revision, self._device, self._processor, self._word_ids)
             try:
                 answers = model.answer(batch, self._model_name)
             except torch.OutOfMemoryError:
@@ -81,25 +87,20 @@ class TransformersVqa:
 class _LoadedModel:
     """A model on its device, and the token ids of its two words."""
 
-    def __init__(self, name: str, revision: str, device: str) -> None:
+    def __init__(self, name: str, revision: str, device: str, processor: Any, word_ids: list[list[int]]) -> None:
         try:
-            self.processor: Any = AutoProcessor.from_pretrained(name, revision=revision)
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 name, revision=revision, dtype="auto", output_loading_info=True
             )
-        except (OSError, ValueError, ImportError) as error:
+        except _NOT_LOADABLE as error:
             raise _not_loadable(name, error) from None
         model, report = loaded
         missing = report["missing_keys"] & dict(model.named_parameters()).keys()
         if missing:
             raise _not_loadable(name, f"it has no {min(missing)}")
-        if self.processor.chat_template is None:
-            raise _not_loadable(name, "it has no chat template")
         self.model = model.eval().to(device)
-        self.processor.tokenizer.padding_side = "left"
-        self.word_ids = [
-            torch.tensor(spelling_ids(self.processor.tokenizer, word), device=device) for word in SPELLINGS
-        ]
+        self.processor = processor
+        self.word_ids = [torch.tensor(ids, device=device) for ids in word_ids]
 
     @torch.inference_mode()
     def answer(self, batch: Sequence[VqaQuestion], name: str) -> list[VqaAnswer]:
@@ -128,6 +129,20 @@ class _LoadedModel:
             VqaAnswer("yes" if share > 0.5 else "no", raw, name, {"p_yes": share})
             for share, raw in zip(shares, written, strict=True)
         ]
+
+
+def _load_processor(name: str, revision: str) -> Any:
+    """So early that nothing is drawn for a model that cannot be asked."""
+    try:
+        processor: Any = AutoProcessor.from_pretrained(name, revision=revision)
+    except _NOT_LOADABLE as error:
+        raise _not_loadable(name, error) from None
+    if not isinstance(processor, ProcessorMixin):
+        raise _not_loadable(name, "it takes no pictures")
+    if processor.chat_template is None:
+        raise _not_loadable(name, "it has no chat template")
+    processor.tokenizer.padding_side = "left"
+    return processor
 
 
 def _own_device() -> str:
@@ -173,7 +188,7 @@ def _batches(questions: Iterable[VqaQuestion], size: int) -> Iterator[list[VqaQu
 
 def _not_loadable(name: str, error: Exception | str) -> UserError:
     reason = " ".join(str(error).split())
-    return UserError(
-        f"the VQA model {name} cannot be loaded; give --vqa a Hub id or a folder of an image-text-to-text model "
-        f"(Qwen's need torchvision, too): {reason}"
-    )
+    remedy = "give --vqa a Hub id or a folder of an image-text-to-text model"
+    if isinstance(error, ImportError) and "torchvision" in reason.lower():
+        remedy = "its processor needs torchvision: pip install torchvision"
+    return UserError(f"the VQA model {name} cannot be loaded; {remedy}: {reason}")

@@ -106,16 +106,18 @@ class _Process:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end()
+        if kind is None:
+            self._end()
+        else:  # it may be in the middle of a question, which it would not stop to read the end of
+            self.kill()
         self._stderr.close()
 
     def exchange(self, line: str, seconds: float) -> bytes:
         """Send a line and wait for the next one; raises [`WorkerFault`]."""
         process = self._process or self._start()
         assert process.stdin is not None
-        with suppress(OSError):  # a closed pipe: what comes next is its end
-            process.stdin.write(line.encode() + b"\n")
-            process.stdin.flush()
+        # in a thread: what a worker does not read fills the pipe, and would keep us from the clock
+        threading.Thread(target=_send, args=(process.stdin, line.encode() + b"\n"), daemon=True).start()
         try:
             answer = self._lines.get(timeout=seconds)
         except queue.Empty:
@@ -173,6 +175,12 @@ class _Process:
         self.kill()
 
 
+def _send(stdin: IO[bytes], line: bytes) -> None:
+    with suppress(OSError, ValueError):  # a closed pipe: what comes next is its end
+        stdin.write(line)
+        stdin.flush()
+
+
 def _pass_on(stdout: IO[bytes], lines: "queue.SimpleQueue[bytes]") -> None:
     """Lines of the worker, then an empty one for its end."""
     with stdout:
@@ -187,7 +195,9 @@ def _read(line: bytes, asked: dict[str, Any]) -> VqaAnswer:
         said = json.loads(line)
         text, model = said["answer"], said["model"]
     except (ValueError, LookupError, TypeError, RecursionError):
-        raise WorkerFault(f"wrote {shown!r}, which is no JSON line with `answer` and `model`") from None
+        raise WorkerFault(
+            f"wrote {shown!r}, which is no JSON line with `answer` and `model` (all else belongs on its stderr)"
+        ) from None
     if not isinstance(text, str) or not isinstance(model, str):
         raise WorkerFault(f"wrote {shown!r}, whose `answer` and `model` are not both texts")
     others = [name for name in ("item_id", "picture", "proposition_id") if said.get(name) != asked[name]]

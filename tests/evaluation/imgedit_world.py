@@ -47,7 +47,7 @@ class World:
 
     def judgements(self) -> dict[tuple[str, int], dict]:
         """Item and repeat -> row of `judgements.jsonl`."""
-        lines = (self.output / "imgedit" / "judgements.jsonl").read_text().splitlines()
+        lines = (self.output / "imgedit" / "judgements.jsonl").read_text().removesuffix("\n").split("\n")
         return {(row["item"], row["repeat"]): row for row in map(json.loads, lines)}
 
     def record(self, name: str = "imgedit") -> dict:

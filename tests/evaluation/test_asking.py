@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Questions of any kind to an endpoint: who hears what, and what an endpoint that breaks down leaves."""
 
+from collections import Counter
+
 import pytest
 from loopback_judge import MODEL, LoopbackJudge
 from starlette.responses import JSONResponse
 
 from sharegpt4o_image.errors import UserError
-from sharegpt4o_image.evaluation.asking import Question, ask_all, endpoint_config
+from sharegpt4o_image.evaluation.asking import EndpointFault, Question, ask_all, endpoint_config
 from sharegpt4o_image.synthesis.answers import InvalidAnswer
 from sharegpt4o_image.synthesis.requests import CHAT, TeacherRequest
 
@@ -90,8 +92,57 @@ def test_the_last_refusals_are_told_at_the_end(tmp_path):
 
 def test_an_endpoint_that_never_answers_is_an_error(tmp_path):
     with LoopbackJudge(lambda asked: "no") as judge:
-        _, fault = ask(judge, tmp_path / "run", ["a", "b", "c", "d"])
-    assert "the teacher answers nothing on /chat/completions but: it says no" in fault
+        for _ in range(3):  # it never did, so it is not the questions that are at fault
+            listener, fault = ask(judge, tmp_path / "run", ["a", "b", "c", "d"])
+            assert "the teacher answers nothing on /chat/completions but: it says no" in fault
+            assert listener.refusals == {}
+
+
+def ask_until_it_breaks_down(judge, folder, useless):
+    """One is answered; then the run stops, with `useless` asked in vain."""
+    listener, _ = ask(judge, folder, ["yes", *useless])
+    assert listener.answers == {"yes": "yes"}
+    assert listener.refusals == {}
+
+
+@pytest.mark.parametrize("num_useless", [5, 12])
+def test_what_is_left_and_has_no_answer_is_refused_in_the_end(tmp_path, num_useless):
+    useless = [f"no {number}" for number in range(num_useless)]
+    with LoopbackJudge(echo) as judge:
+        ask_until_it_breaks_down(judge, tmp_path / "run", useless)
+        for _ in range(num_useless):  # the caller asks no more for what was answered
+            listener, asking = ask(judge, tmp_path / "run", useless)
+            if not isinstance(asking, str):
+                break
+            assert listener.refusals == {}
+    assert asking.is_complete
+    assert listener.refusals.keys() == set(useless)
+    assert all("of use" in reason or "it says no" in reason for reason in listener.refusals.values())
+    assert max(judge_times(judge).values()) <= num_useless + 2
+
+
+def judge_times(judge):
+    return Counter(asked.text for asked in judge.asked)
+
+
+def test_what_was_given_up_is_not_refused_while_the_endpoint_is_down(tmp_path):
+    texts = [f"later {number}" for number in range(12)]
+    with LoopbackJudge(lambda asked: "yes" if asked.text == "yes" else "no") as judge:
+        ask_until_it_breaks_down(judge, tmp_path / "run", texts)
+        listener, fault = ask(judge, tmp_path / "run", texts)
+        assert "answers in a row were of no use" in fault
+        assert listener.refusals == {}
+        judge.says = lambda asked: "yes"
+        listener, asking = ask(judge, tmp_path / "run", texts)
+    assert asking.is_complete
+    assert len(listener.answers) == 12
+
+
+def test_only_useless_answers_are_the_endpoints_fault(tmp_path):
+    config = endpoint_config("http://127.0.0.1:9/v1", MODEL)
+    with pytest.raises(UserError) as stop:
+        ask_all(lambda blobs: [Listener().question("a")], tmp_path / "run", config, "text")
+    assert not isinstance(stop.value, EndpointFault)
 
 
 @pytest.mark.parametrize("url", ["ftp://x", "http://user:pw@host/v1"])

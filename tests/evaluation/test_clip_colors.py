@@ -19,6 +19,7 @@ from sharegpt4o_image.evaluation.geneval_crops import crop_of
 from sharegpt4o_image.evaluation.geneval_judge import judge_picture
 from sharegpt4o_image.evaluation.geneval_prompts import COLORS, generate_metadata
 from sharegpt4o_image.evaluation.geneval_rules import Detection
+from sharegpt4o_image.evaluation.pretrained import weights_digest
 
 EDGE = 32
 START, END = 1, 29
@@ -133,7 +134,7 @@ def test_a_saved_classifier_says_the_same_and_what_it_is(clip, classifier, tmp_p
     torch.testing.assert_close(loaded.text_embeddings("dog"), classifier.text_embeddings("dog"))
     assert loaded.identity == {
         "model": str(tmp_path),
-        "revision": None,
+        "revision": weights_digest(tmp_path),
         "crops": "grey outside the mask, cut to the box",
         "dtype": "float32",
     }

@@ -9,6 +9,7 @@ from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.evaluation.dpg_pictures import (
     UnusablePicture,
     compose_grids,
+    first_side,
     has_odd_size,
     hashes_of_singles,
     picture_requests,
@@ -43,6 +44,20 @@ def test_the_id_is_the_name_up_to_the_first_dot(tmp_path):
     found = read_folder(tmp_path, ["a", "b", "c"])
     assert {item: path.name for item, path in found.files.items()} == {"a": "a.png", "b": "b.v2.png", "c": "c.jpg"}
     assert (found.faults, found.surplus) == ({}, ())
+
+
+def test_an_id_with_a_dot_cannot_be_found_and_says_why(tmp_path):
+    save_grid(tmp_path / "a.b.png")
+    assert read_folder(tmp_path, ["a.b"]).faults["a.b"].startswith("its id has a dot")
+
+
+def test_a_damaged_first_drawing_does_not_tell_the_side(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.png").write_bytes(b"half a pict")
+    assert first_side(["a"], tmp_path) is None
+    (tmp_path / "b").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "b" / "1.png")
+    assert first_side(["a", "b"], tmp_path) == 8
 
 
 def test_what_is_missing_surplus_or_no_picture_is_named(tmp_path):

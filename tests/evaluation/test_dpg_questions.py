@@ -8,6 +8,7 @@ import pandas
 import pytest
 
 from sharegpt4o_image.errors import UserError
+from sharegpt4o_image.evaluation import dpg_questions
 from sharegpt4o_image.evaluation.dpg_questions import (
     Item,
     Question,
@@ -74,6 +75,13 @@ def test_a_first_row_that_no_one_can_read_is_skipped_where_the_official_loader_s
     path = write(tmp_path, "x,x,x,x,x,x", *GOOD)
     assert read_questions(path, first_row="drop") == [CATS]
     with pytest.raises(UserError, match="--first-row drop"):
+        read_questions(path)
+
+
+def test_a_number_of_thousands_of_digits_is_named(tmp_path):
+    path = tmp_path / "q.csv"
+    path.write_text(f"{','.join(dpg_questions.COLUMNS_READ)}\na,text,{'9' * 5000},0,global - (a),Q?\n")
+    with pytest.raises(UserError, match="line 2, item 'a': `proposition_id` is '999"):
         read_questions(path)
 
 

@@ -310,6 +310,31 @@ def test_the_plain_name_is_for_the_official_run_alone(tmp_path, monkeypatch):
     assert variant_name(own, drawn, [MPLUG], True) == "dpg-bench"
 
 
+def test_a_first_row_that_is_dropped_is_neither_read_nor_asked(run, bench, tmp_path):
+    lines = (tmp_path / "q.csv").read_text().splitlines()
+    (tmp_path / "q.csv").write_text("\n".join([lines[0], "apple,a,x,0,entity - whole (apple),red?", *lines[3:]]))
+    code, _, err = run(*bench)
+    assert code == 2
+    assert "--first-row drop does so, too" in err
+    found = json.loads(run(*bench, "--first-row", "drop", "--json")[1])
+    assert found["name"] == "dpg-bench[items=2, first_row=drop]"
+    assert {line["item_id"] for line in asked(tmp_path)} == {"leaf", "sky"}
+    assert found["official"]["overall"] == found["corrected"]["overall"] == pytest.approx(75)
+    assert found["official"]["first_row"] == found["corrected"]["first_row"] == "drop"
+    assert "--resolution 8" in found["command"]
+    assert "--first-row drop" in found["command"]
+
+
+def test_answers_that_were_forced_are_warned_of(run, bench, tmp_path):
+    """As a model that thinks first gives them."""
+    assert run(*bench)[0] == 0
+    store = tmp_path / "out" / "dpg-bench" / "verdicts" / "answers-0.jsonl"
+    kept = store.read_text()
+    assert "warning" not in run(*bench)[1]
+    store.write_text(kept.replace('"raw": "yes"', '"raw": "<think>"').replace('"raw":"yes"', '"raw":"<think>"'))
+    assert "answers would have begun with neither yes nor no (such as '<think>')" in run(*bench)[1]
+
+
 def test_the_official_run_loses_the_first_item_and_says_so(run, bench, monkeypatch):
     monkeypatch.setattr(dpg_items, "NUM_OFFICIAL_ITEMS", 3)
     found = json.loads(run(*bench, "--json")[1])
@@ -319,6 +344,7 @@ def test_the_official_run_loses_the_first_item_and_says_so(run, bench, monkeypat
     assert missing["item"] == "apple"
     assert missing["reason"].startswith("the official script drops the file's first question (")
     assert found["scores"][0]["value"] == found["official"]["overall"] == pytest.approx(75)
+    assert "--first-row" not in found["command"]  # which would drop it from the corrected scores, too
     assert found["corrected"]["n_items_scored"] == 3
 
 

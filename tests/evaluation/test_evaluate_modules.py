@@ -277,6 +277,15 @@ def test_a_dpg_picture_that_is_left_out_fails_its_item():
     assert "question 1 of picture 2" in scores["corrected"]["failed"]["synth5"]
 
 
+def test_repeated_dpg_questions_are_named(tmp_path):
+    header = "item_id,text,proposition_id,dependency,tuple,question_natural_language"
+    row = "a,a ball,1,0,entity - whole (ball),Is there a ball?"
+    (tmp_path / "q.csv").write_text(f"{header}\n{row}\n{row}\n")
+    columns = {"item_id": ["a"], "picture": [1], "proposition_id": [1], "answer": ["yes"]}
+    scores = metric_of("dpg_bench").compute(**columns, questions=str(tmp_path / "q.csv"))
+    assert list(scores["repeated_questions"]) == ["a"]
+
+
 @pytest.mark.parametrize(("name", "column"), [("geneval", "correct"), ("dpg_bench", "picture")])
 def test_a_text_is_never_taken_for_a_number(name, column):
     rows = changed(CASES[name][0]()[:8], 1, **{column: "false"})

@@ -15,11 +15,12 @@ from test_clip_colors import EDGE, END, START, tiny_tokenizer
 from transformers import CLIPConfig, CLIPModel, Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
 from sharegpt4o_image.evaluation.geneval_layout import sample_path
-from sharegpt4o_image.evaluation.geneval_prompts import generate_metadata, metadata_text
+from sharegpt4o_image.evaluation.geneval_prompts import CLASS_NAMES, COLORS, generate_metadata, metadata_text
 from sharegpt4o_image.evaluation.geneval_scores import score_results
 from sharegpt4o_image.evaluation.score_record import read_scores
 
-NUM_PROMPTS, NUM_PICTURES = 6, 12  # one prompt of each task, two pictures of each
+NUMBERS = (0, 80, 179, 259, 353, 453)  # of the first prompt of each task
+NUM_PICTURES = 12  # two of each
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,12 @@ def judge(tmp_path_factory):
         backbone_config=backbone, num_labels=80, num_queries=20, hidden_dim=32, mask_feature_size=32, feature_size=32,
         num_attention_heads=2, encoder_layers=1, decoder_layers=2, dim_feedforward=32, encoder_feedforward_dim=32,
     )  # fmt: skip
-    Mask2FormerForUniversalSegmentation(config).save_pretrained(folder / "detector")
+    detector = Mask2FormerForUniversalSegmentation(config)
+    with torch.no_grad():  # all queries see benches and hydrants: verdicts differ, colours count
+        for name in ("bench", "fire hydrant"):
+            detector.class_predictor.bias[CLASS_NAMES.index(name)] = 50
+        detector.model.transformer_module.decoder.mask_predictor.get_submodule("mask_embedder.2.0").weight.mul_(1000)
+    detector.save_pretrained(folder / "detector")
     layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     text = layers | {"vocab_size": 30, "max_position_embeddings": 16, "bos_token_id": START, "eos_token_id": END}
     clip = CLIPConfig(
@@ -66,19 +72,21 @@ def test_a_checkpoint_is_drawn_judged_and_scored_and_nothing_is_done_twice(run, 
     assert result["overall"] == record.overall.value == result["scores"][0]["value"]
     assert [line.name for line in record.scores[1:]] == list(result["tasks"])
     assert len(result["images"]) == NUM_PICTURES
-    assert record.name == (
-        f"geneval[detector={arguments[3]}, colors={arguments[5]}, prompts=6 of 553, images_per_prompt=2]"
-    )
+    assert record.name == ("geneval[detector=detector, colors=clip, prompts=6 of 553, images_per_prompt=2]")
     assert record.generator["guidance_scale"] == 1
     assert record.generator["seed"] == 42
     assert record.judge["detector"]["model"] == str(arguments[3])
     assert (folder / "failures.png").is_file()
+    tasks = {tag: task["score"] for tag, task in result["tasks"].items()}
+    assert (tasks["single_object"], tasks["two_object"], tasks["counting"]) == (1, 0, 0)
+    seen = [image["reason"] for image in result["images"][6:8]]  # of a blue fire hydrant
+    assert all(reason == "" or any(f" {color}" in reason for color in COLORS) for reason in seen), seen
     # The official files: metadata beside the pictures, rows of the official columns.
-    line = (folder / "images/00003/metadata.jsonl").read_text()
+    line = (folder / "images/00259/metadata.jsonl").read_text()
     assert line in metadata_text(generate_metadata())
     summary, rows = score_results(folder / "results.jsonl")
     assert summary.overall == record.overall.value
-    assert [row.filename for row in rows] == [sample_path(i, j) for i in range(NUM_PROMPTS) for j in range(2)]
+    assert [row.filename for row in rows] == [sample_path(i, j) for i in NUMBERS for j in range(2)]
 
     before, verdicts = times(folder / "images"), (folder / "verdicts/verdicts-0.jsonl").read_bytes()
     code, out, _ = run(*arguments, "--model", "tiny-janus-4o", "--json")
@@ -88,7 +96,7 @@ def test_a_checkpoint_is_drawn_judged_and_scored_and_nothing_is_done_twice(run, 
     assert (folder / "verdicts/verdicts-0.jsonl").read_bytes() == verdicts
 
     num_verdicts = verdicts.count(b"\n")  # equal pictures of one prompt, such as empty ones, have one
-    Image.new("RGB", (64, 64), "red").save(folder / "images/00001/samples/0001.png")
+    Image.new("RGB", (64, 64), "red").save(folder / "images/00080/samples/0001.png")
     assert run(*arguments, "--model", "tiny-janus-4o")[0] == 0
     assert (folder / "verdicts/verdicts-0.jsonl").read_bytes().count(b"\n") == num_verdicts + 1
 
@@ -99,21 +107,21 @@ def test_a_checkpoint_is_drawn_judged_and_scored_and_nothing_is_done_twice(run, 
 
 def test_a_folder_of_pictures_is_scored_and_its_faults_are_named(run, tmp_path, arguments):
     images = tmp_path / "images"
-    for index in range(NUM_PROMPTS):
-        (images / f"{index:05d}/samples").mkdir(parents=True)
+    for index, number in enumerate(NUMBERS):
+        (images / f"{number:05d}/samples").mkdir(parents=True)
         for sample in range(2):
-            Image.new("RGB", (48, 32), (40 * index, 90, 90 * sample)).save(images / sample_path(index, sample))
-    (images / "00002/samples/0000.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    Image.new("RGB", (1, 4000)).save(images / "00003/samples/0000.png")
-    (images / "00004/samples/0001.png").unlink()
+            Image.new("RGB", (48, 32), (40 * index, 90, 90 * sample)).save(images / sample_path(number, sample))
+    (images / "00179/samples/0000.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    Image.new("RGB", (1, 4000)).save(images / "00259/samples/0000.png")
+    (images / "00353/samples/0001.png").unlink()
     (images / "notes").mkdir()
     code, out, err = run(*arguments, "--images", images)
     assert code == 0, err
     assert "9 of 12 scored, 3 missing" in out
-    assert "00004/samples/0001.png: 00004 has 1 of 2 pictures" in out
-    assert "00002/samples/0000.png: the picture cannot be read" in out
-    assert "00003/samples/0000.png: a picture of 1x4000 is too thin for the detector" in out
-    assert "notes is no folder of a prompt and was not looked at" in out
+    assert "00353/samples/0001.png: 00353 has 1 of 2 pictures" in out
+    assert "00179/samples/0000.png: the picture cannot be read" in out
+    assert "00259/samples/0000.png: a picture of 1x4000 is too thin for the detector" in out
+    assert "notes: no folder of a prompt; not looked at" in out
     assert not (tmp_path / "out/geneval/images").exists()
     record = read_scores(tmp_path / "out/geneval/scores/geneval.json")
     assert (record.model, record.num_scored, len(record.missing)) == (None, 9, 3)

@@ -133,7 +133,6 @@ def test_pictures_that_agree_leave_a_doubt():
     assert (summary.low, summary.overall, summary.high) == pytest.approx((0.5 - half, 0.5, 0.5 + half), abs=1e-9)
 
 
-
 # ------------------------------------------------------------------ coverage
 
 

@@ -17,6 +17,8 @@ from loopback_judge import MODEL, LoopbackJudge, chat, three_scores
 from PIL import Image
 from starlette.responses import JSONResponse
 
+from sharegpt4o_image.errors import UserError
+from sharegpt4o_image.evaluation import imgedit_run
 from sharegpt4o_image.evaluation.imgedit_items import BASIC, load_benchmark
 from sharegpt4o_image.evaluation.imgedit_judgement import JudgeSettings
 from sharegpt4o_image.evaluation.imgedit_parsers import LABELS
@@ -130,7 +132,7 @@ def test_a_judge_that_does_not_answer_in_time_leaves_its_items_to_the_next_run(r
 
 
 def test_a_judge_in_another_language_stops_the_run_early(run, tmp_path):
-    world = World(tmp_path, num_items=120)
+    world = World(tmp_path, num_items=40)
     with LoopbackJudge(lambda asked: "提示遵循度：4\n视觉自然度：3\n物理一致性：3") as judge:
         code, out, err = run(*world.command(judge.base_url))
     assert (code, out) == (2, "")
@@ -140,6 +142,30 @@ def test_a_judge_in_another_language_stops_the_run_early(run, tmp_path):
     assert err.splitlines()[-1].startswith("Error: ")
     assert len(judge.asked) < 30
     assert not (world.output / "imgedit" / "result.json").exists()
+
+
+def test_unreadable_texts_that_are_all_that_is_left_are_settled_by_the_next_run(run, world):
+    prose = set(TYPES[1:5])
+
+    def says(asked):
+        return "Four of five." if asked.edit_type in prose else fair(asked)
+
+    with LoopbackJudge(says) as judge:
+        command = world.command(judge.base_url, "--workers", 1)
+        code, _, err = run(*command)
+        assert code == 2
+        assert "run the same command again to go on, or name another judge" in err
+        for _ in range(5):
+            code, out, err = run(*command)
+            if code == 0:
+                break
+        assert code == 0, err
+        assert "2 of 6 scored, 4 missing" in out
+        assert {kept.get("text") for kept in world.judgements().values()} >= {"Four of five."}
+        assert Counter(row["status"] for row in world.judgements().values()) == {"read": 2, "unreadable": 4}
+        num_asked = len(judge.asked)
+        assert run(*command)[0] == 0
+        assert len(judge.asked) == num_asked
 
 
 def test_bold_labels_are_read_by_the_strict_parser_alone(run, world):
@@ -208,6 +234,22 @@ def test_a_budget_ends_the_run_and_a_larger_one_goes_on(run, world):
     assert "1.2000 USD spent on judging" in out
 
 
+def test_drawing_may_not_spend_what_judging_spent(run, world, monkeypatch):
+    budgets = []
+
+    def make_generator(model, base_url, recipe, run_dir, budget_usd):
+        budgets.append(budget_usd)
+        raise UserError("nothing is drawn here")
+
+    monkeypatch.setattr(imgedit_run, "make_generator", make_generator)
+    more = ["--budget", 5, "--price-in", 100, "--price-out", 0]  # 0.2 USD a judgement
+    with LoopbackJudge(fair) as judge:
+        assert run(*world.command(judge.base_url, *more))[0] == 0
+        endpoint = ["--base-url", judge.base_url, "--model", "editor"]
+        assert run(*world.command(judge.base_url, *endpoint, *more, images=False))[0] == 2
+    assert budgets == [pytest.approx(5 - 6 * 0.2)]
+
+
 def test_a_budget_needs_a_price(run, world):
     with LoopbackJudge(fair) as judge:
         code, _, err = run(*world.command(judge.base_url, "--budget", 1))
@@ -229,6 +271,7 @@ def test_a_wrong_key_is_one_sentence(run, world, monkeypatch):
     assert b"sk-for-drawing" not in written
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_nothing_is_paid_twice(run, tmp_path):
     world = World(tmp_path, num_items=60)
     with LoopbackJudge(fair, delay_seconds=0.05) as judge:

@@ -149,6 +149,11 @@ def broken_items(world, **changes):
     [
         (lambda world: broken_items(world, edit_type="melt"), "has the unknown type 'melt'"),
         (lambda world: broken_items(world, id="../../etc/passwd"), "leads out of the folder"),
+        (lambda world: broken_items(world, id="\x1b[2J.png"), r"the `id` '\x1b[2J.png' of item '1000' is no name"),
+        (lambda world: broken_items(world, id="a" * 300), "aaa' of item '1000' is no name of a file"),
+        (lambda world: broken_items(world, prompt="\ud800"), "prompt of item '1000' holds half a character"),
+        (lambda world: world.templates.write_text(json.dumps(dict.fromkeys(TYPES, "<edit_prompt>\ud800"))),
+         "template for add holds half a character"),
         (lambda world: world.items.write_text(json.dumps({"a/b": world.entries[world.keys[0]]})), "'a/b' is no name"),
         (lambda world: world.templates.write_text('{"add": "<edit_prompt>"}'), "has no template for remove, replace"),
         (lambda world: world.templates.write_text(json.dumps(dict.fromkeys(TYPES, "x"))), "has no <edit_prompt>"),

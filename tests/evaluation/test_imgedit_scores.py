@@ -18,6 +18,7 @@ from sharegpt4o_image.evaluation.imgedit_scores import (
     score_answers,
     score_files,
     score_uge,
+    score_uge_answers,
     to_text,
     type_scores,
     uge_to_text,
@@ -241,3 +242,11 @@ def test_twice_the_answers_take_seconds_at_most():
     scores = score_answers(twice, {f"{key}{mark}": text for mark in "ab" for key, text in answers.items()})
     assert time.perf_counter() - start < 5  # 0.3 s on an idle core
     assert scores["official"]["n_scored"] == 2 * 437
+
+
+def test_what_a_judge_said_steers_no_terminal():
+    hostile = {"1": "a: \u00b2\x1b[31m", "\x1b[2J": "a: 3", "2": {"error": "\x1b[31m\u202e\ud800"}}
+    items = {key: ImgEditItem("add", "p", key) for key in ("1", "2")}
+    for text in (to_text(score_answers(items, hostile)), uge_to_text(score_uge_answers(hostile))):
+        assert text.replace("\n", "").isprintable()
+        assert r"\x1b[31m\u202e\ud800" in text

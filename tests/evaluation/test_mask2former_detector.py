@@ -148,6 +148,13 @@ def test_a_model_that_is_not_there_is_named(tmp_path):
         Mask2FormerDetector.from_pretrained(str(tmp_path / "nowhere"))
 
 
+def test_damaged_weights_are_named(tmp_path):
+    swin_small().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(UserError, match="cannot be loaded; give"):
+        Mask2FormerDetector.from_pretrained(str(tmp_path))
+
+
 def test_a_model_of_another_kind_is_refused(tmp_path):
     config = swin_small()
     config.save_pretrained(tmp_path)
@@ -160,7 +167,7 @@ def test_a_saved_model_finds_the_same_and_says_what_it_is(model, tmp_path):
     model.save_pretrained(tmp_path)
     detector = Mask2FormerDetector.from_pretrained(str(tmp_path))
     assert detector.identity["model"] == str(tmp_path)
-    assert detector.identity["revision"] is None
+    assert len(detector.identity["revision"]) == 16  # of the weights
     assert (detector.identity["max_long_edge"], detector.identity["max_short_edge"]) == (1333, 800)
     small = [Mask2FormerDetector(one, 64, 64).detect(noise(9, 9)) for one in (model, detector.model)]
     assert [[d for d, _ in of_class] for of_class in small[0].values()] == [

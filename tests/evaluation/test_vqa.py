@@ -2,6 +2,7 @@
 """The three VQA implementations: a tiny model with random weights, real processes, an endpoint over real HTTP."""
 
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -9,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -136,9 +138,14 @@ def test_the_likelier_word_of_the_first_position_is_the_answer(tiny_model):
 
 
 def test_special_tokens_of_a_question_are_text(tiny_model):
-    folder, _, _ = tiny_model
+    folder, model, processor = tiny_model
     kept, _ = answers_of(TransformersVqa(str(folder), "cpu"), make_questions(("Is <image> red?", "Is <s> red?</s>")))
     assert len(kept) == 2
+    text = "USER: <image>Is <s> red?</s> Answer yes or no. ASSISTANT:"
+    inputs = processor(text=text, images=make_questions()[0].crop, return_tensors="pt")
+    logits = model(**inputs).logits[0, -1].detach()
+    yes, no = (logits[spelling_ids(processor.tokenizer, word)].exp().sum() for word in ("yes", "no"))
+    assert abs(kept["key-1-2"].details["p_yes"] - float(yes / (yes + no))) > 1e-3
 
 
 def test_two_folders_with_other_weights_have_other_identities(tiny_model, tmp_path):
@@ -155,12 +162,25 @@ def test_two_folders_with_other_weights_have_other_identities(tiny_model, tmp_pa
 def test_models_that_cannot_answer_are_refused(tiny_model, tmp_path):
     with pytest.raises(UserError, match=r"the VQA model .*nowhere cannot be loaded; give --vqa"):
         TransformersVqa(str(tmp_path / "nowhere"), "cpu")
-    _, model, processor = tiny_model
-    model.save_pretrained(tmp_path)
-    processor.chat_template = None
-    processor.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="it has no chat template"):
-        TransformersVqa(str(tmp_path), "cpu").answer(make_questions(), lambda question, answer: None)
+    folder = shutil.copytree(tiny_model[0], tmp_path / "llava")
+    (folder / "model.safetensors").write_bytes(b"no weights at all")
+    vqa = TransformersVqa(str(folder), "cpu")
+    with pytest.raises(UserError, match="llava cannot be loaded; give --vqa"):
+        vqa.answer(make_questions(), lambda question, answer: None)
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match="it has no chat template"):  # before anything is drawn
+        TransformersVqa(str(folder), "cpu")
+    for path in folder.glob("*processor_config.json"):
+        path.unlink()
+    with pytest.raises(UserError, match="llava cannot be loaded; give --vqa"):
+        TransformersVqa(str(folder), "cpu")
+
+
+def test_a_missing_torchvision_is_said_with_its_remedy(tiny_model, monkeypatch):
+    fault = ImportError("Qwen2VLVideoProcessor requires the Torchvision library but it was not found")
+    monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", Mock(side_effect=fault))
+    with pytest.raises(UserError, match=r"cannot be loaded; its processor needs torchvision: pip install torchvision"):
+        TransformersVqa(str(tiny_model[0]), "cpu")
 
 
 def test_a_tokenizer_without_the_word_is_refused(tiny_model):
@@ -223,7 +243,7 @@ def test_a_worker_sees_the_pictures_and_answers_the_questions(tmp_path):
 )
 def test_a_worker_that_fails_once_is_started_anew_and_nothing_is_lost(fault, tmp_path):
     questions = make_questions(num_pictures=2)
-    kept, _ = answers_of(worker_of(tmp_path, fault, timeout_seconds=5), questions)
+    kept, _ = answers_of(worker_of(tmp_path, fault, timeout_seconds=3), questions)
     assert [kept[question.key].text for question in questions] == ["no"] * 5 + ["yes"] * 5
     assert (tmp_path / "starts").read_text() == ".."
 
@@ -232,7 +252,7 @@ def test_a_worker_that_fails_once_is_started_anew_and_nothing_is_lost(fault, tmp
     ("fault", "sentence"),
     [
         ("sys.exit(1)", "the worker ended with exit code 1, twice, at question 3 on picture 1 of item"),
-        ("print('x' * 500, flush=True)", "wrote 'x{120}', which is no JSON line with `answer` and `model`"),
+        ("print('x' * 500, flush=True)", "wrote 'x{120}', which is no JSON .* belongs on its stderr"),
         ("time.sleep(60)", "gave no answer within 2 s, twice"),
         ("said['item_id'] = 'b'", r"answered another question \(item_id\)"),
         ("del said['model']", "which is no JSON line with `answer` and `model`"),
@@ -248,6 +268,11 @@ def test_a_worker_that_fails_twice_ends_the_run_and_its_stderr_is_shown(fault, s
     assert len(kept) == 2
     assert "its stderr ends with:\nweights: /models/x" in str(caught.value)
     assert "run the same command again" in str(caught.value)
+
+
+def test_a_question_that_fills_the_pipe_of_a_worker_that_never_reads_does_not_stop_the_clock():
+    with pytest.raises(UserError, match=r"gave no answer within 0\.2 s, twice"):
+        answers_of(VqaWorker("sleep 60", timeout_seconds=0.2), make_questions(("é" * 100_000,)))
 
 
 def test_a_worker_and_its_children_end_with_the_run(tmp_path):
