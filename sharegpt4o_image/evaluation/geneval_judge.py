@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Detector + colour classifier + rules -> GenEval's verdict on one picture."""
 
-import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -59,12 +58,4 @@ def judge_picture(
         return classifier.colors_of(upright, name, [found[name][index] for index in indices])
 
     verdict = decide(prompt, kept, classify)
-    return ResultRow(
-        filename=filename,
-        tag=prompt.tag,
-        prompt=prompt.prompt,
-        correct=verdict.correct,
-        reason=verdict.reason,
-        metadata=json.dumps(prompt.to_json()),
-        details=json.dumps({name: [one.to_json() for one in of_class] for name, of_class in kept.items()}),
-    )
+    return ResultRow.of(filename, prompt, verdict, kept)

@@ -7,7 +7,7 @@ Nothing is loaded and nothing is drawn: both kinds of file hold all that the rul
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from sharegpt4o_image.evaluation.geneval_prompts import (
     parse_prompt,
     read_json_lines,
 )
-from sharegpt4o_image.evaluation.geneval_rules import Detection, decide, keep_detections
+from sharegpt4o_image.evaluation.geneval_rules import Detection, Kept, Verdict, decide, keep_detections
 
 NUM_RESAMPLES = 5_000  # of the bootstrap; our choice
 CONFIDENCE = 0.95
@@ -42,6 +42,19 @@ class ResultRow:
     reason: str
     metadata: str
     details: str
+
+    @classmethod
+    def of(cls, filename: str, prompt: Prompt, verdict: Verdict, kept: Kept) -> "ResultRow":
+        """The row of a verdict on the detections that were kept."""
+        return cls(
+            filename=filename,
+            tag=prompt.tag,
+            prompt=prompt.prompt,
+            correct=verdict.correct,
+            reason=verdict.reason,
+            metadata=json.dumps(prompt.to_json()),
+            details=json.dumps({name: [one.to_json() for one in found] for name, found in kept.items()}),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The row as it is written."""
@@ -137,16 +150,8 @@ def _decided_row(where: str, data: Mapping[str, Any]) -> ResultRow:
     detections, colors = _detections(data.get("detections"), where), data.get("colors", {})
     kept = keep_detections(detections, prompt.tag, where)
     verdict = decide(prompt, kept, lambda name, indices: _stored_colors(colors, name, indices, where))
-    details = {name: [one.to_json() for one in found] for name, found in kept.items()}
-    return ResultRow(
-        filename=name,
-        tag=prompt.tag,
-        prompt=prompt.prompt,
-        correct=verdict.correct,
-        reason=verdict.reason,
-        metadata=json.dumps(data["metadata"]),
-        details=json.dumps(details),
-    )
+    row = ResultRow.of(name, prompt, verdict, kept)
+    return replace(row, metadata=json.dumps(data["metadata"]))  # with all that the file says of the prompt
 
 
 def _detections(data: Any, where: str) -> dict[str, list[Detection]]:

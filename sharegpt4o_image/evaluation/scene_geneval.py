@@ -12,7 +12,6 @@ GenEval does, which is much for a picture of 32 x 32 pixels: of the teacher's ow
 as right, of 64 x 64 and more nearly all.
 """
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from itertools import permutations, product
@@ -154,15 +153,7 @@ class SceneJudge:
             return [found[name][index][1] for index in indices]
 
         verdict = decide(prompt, kept, classify)
-        return ResultRow(
-            filename=filename,
-            tag=prompt.tag,
-            prompt=prompt.prompt,
-            correct=verdict.correct,
-            reason=verdict.reason,
-            metadata=json.dumps(prompt.to_json()),
-            details=json.dumps({name: [one.to_json() for one in of_class] for name, of_class in kept.items()}),
-        )
+        return ResultRow.of(filename, prompt, verdict, kept)
 
 
 def detect_shapes(picture: Image.Image) -> dict[str, list[tuple[Detection, str]]]:
