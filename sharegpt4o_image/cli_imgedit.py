@@ -87,7 +87,7 @@ def imgedit(
             "docs/evaluation.md says where the files come from"
         )
 
-    from sharegpt4o_image.evaluation.benchmark_run import SamplingRecipe
+    from sharegpt4o_image.evaluation.benchmark_run import SamplingRecipe, current_share
     from sharegpt4o_image.evaluation.imgedit_items import SUITES, load_benchmark
     from sharegpt4o_image.evaluation.imgedit_judgement import JudgeSettings
     from sharegpt4o_image.evaluation.imgedit_pictures import PictureSource
@@ -100,7 +100,8 @@ def imgedit(
     recipe = SamplingRecipe(guidance_scale, edit_freedom, guidance_until)
     source = PictureSource(images, model, base_url, recipe, geometry, seed)
     if dry_run:
-        _print_plan(benchmark, source, settings, output, as_json)
+        if current_share().is_main:
+            _print_plan(benchmark, source, settings, output, as_json)
         return
     from sharegpt4o_image.evaluation.imgedit_run import run_imgedit
 

@@ -5,7 +5,7 @@ Retries, rate limits, costs and budget are those of `synthesis/`: what the journ
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,8 +50,8 @@ class Question(Generic[Product]):
         on_refusal (callable):
             Called instead with the reason, where the endpoint refuses it for good, or gave no answer of use however
             often it was asked. Such a question is called refused only once the endpoint has answered another one, so
-            an endpoint that breaks down refuses nothing. One that an earlier invocation gave up, and that fails
-            again, tells nothing of an endpoint that has answered others: it is refused once nothing else is at fault.
+            an endpoint that breaks down refuses nothing. What an earlier invocation gave up, of an endpoint that had
+            answered others, comes last, and is refused if it is of no use once more.
         on_unfinished (callable, *optional*): called with the reason, where it is left for the next invocation.
     """
 
@@ -156,14 +156,15 @@ async def _ask_all(
             inquiry = _Inquiry(dispatcher, done, journal, config.max_asks)
 
             async def settle(question: Question[Any]) -> None:
-                done.num_questions += 1
                 with settling.noting_faults():
                     await inquiry.settle(question)
                 if on_progress is not None:
                     on_progress()
 
             with drained_on_signal(settling.stop):
-                await run_workers(questions(journal.blobs), settle, config.num_workers, settling.stop)
+                first = inquiry.defer_given_up(questions(journal.blobs))
+                await run_workers(first, settle, config.num_workers, settling.stop)
+                await run_workers(inquiry.deferred, settle, config.num_workers, settling.stop)
             inquiry.finish()
             try:
                 settling.raise_stop()
@@ -192,12 +193,24 @@ class _Inquiry:
 
     def __init__(self, dispatcher: Dispatcher, done: Asking, journal: Journal, max_asks: int) -> None:
         self.is_at_fault = False
+        self.deferred: list[Question[Any]] = []  # given up by an earlier invocation
         self._dispatcher = dispatcher
         self._done = done
         self._journal = journal
         self._max_asks = max_asks
-        self._working = set(journal.measure_stages())  # stages and models that gave answers of use in earlier times
+        # stages and models that gave answers of use in earlier invocations
+        self._working = {(stage, model) for stage, model, status, _ in journal.count_requests() if status == "ok"}
         self._doubtful: list[tuple[Question[Any], str]] = []
+
+    def defer_given_up(self, questions: Iterable[Question[Any]]) -> Iterator[Question[Any]]:
+        """Those that are not: first it must be seen whether the endpoint is at fault."""
+        for question in questions:
+            self._done.num_questions += 1
+            is_working = (question.request.stage, question.request.model) in self._working
+            if is_working and self._count_useless(question) >= self._max_asks:
+                self.deferred.append(question)
+            else:
+                yield question
 
     async def settle(self, question: Question[Any]) -> None:
         """Answer a question; what is left of it is the caller's."""
@@ -209,9 +222,9 @@ class _Inquiry:
         except Rejected as rejection:
             self._refuse(question, str(rejection))
         except (Unfinished, EndpointAtFault) as fault:
-            if self._is_given_up_again(question, useless_before):
-                num_useless = self._count_useless(question)
-                self._doubtful.append((question, f"no answer of use to it, in several runs ({num_useless} answers)"))
+            num_useless = self._count_useless(question)
+            if question in self.deferred and num_useless > useless_before:
+                self._refuse(question, f"it got no answer of use in several runs ({num_useless} answers)")
                 return
             if isinstance(fault, EndpointAtFault):
                 self.is_at_fault = True
@@ -230,11 +243,6 @@ class _Inquiry:
 
     def _count_useless(self, question: Question[Any]) -> int:
         return self._journal.recall(question.request.key).num_useless
-
-    def _is_given_up_again(self, question: Question[Any], useless_before: int) -> bool:
-        """Whether an earlier invocation had asked it often enough, of an endpoint that answered others."""
-        is_working = (question.request.stage, question.request.model) in self._working
-        return is_working and self._max_asks <= useless_before < self._count_useless(question)
 
     def _settle_doubtful(self) -> None:
         while self._doubtful:

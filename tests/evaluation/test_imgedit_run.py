@@ -9,7 +9,8 @@ from imgedit_world import TYPES, World
 from loopback_judge import MODEL, LoopbackJudge, three_scores
 from PIL import Image
 
-from sharegpt4o_image.evaluation.benchmark_run import SamplingRecipe
+from sharegpt4o_image.evaluation import benchmark_run
+from sharegpt4o_image.evaluation.benchmark_run import SamplingRecipe, Share
 from sharegpt4o_image.evaluation.drawing import PictureRequest
 from sharegpt4o_image.evaluation.edit_geometry import EditGenerator
 from sharegpt4o_image.evaluation.imgedit_items import BASIC, load_benchmark
@@ -122,6 +123,13 @@ def test_a_dry_run_asks_and_writes_nothing(run, world):
     assert found["usd"] == pytest.approx((10_000 * 2 + 250 * 8) / 1e6)
     drawn = run(*world.command("http://127.0.0.1:9/v1", "--dry-run", "-m", "tiny-janus-4o", images=False))[1]
     assert "6 edits to draw" in drawn
+
+
+def test_of_several_processes_one_says_what_is_left(run, world, monkeypatch):
+    for rank, said in ((0, True), (1, False)):
+        monkeypatch.setattr(benchmark_run, "current_share", lambda rank=rank: Share(rank, 2))
+        code, out, _ = run(*world.command("http://127.0.0.1:9/v1", "--dry-run"))
+        assert (code, bool(out)) == (0, said)
 
 
 def test_uge(run, world):
