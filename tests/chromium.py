@@ -61,6 +61,7 @@ class Chromium:
         os.close(answers)
         self._ids = itertools.count(1)
         self._received = b""
+        self._context: str | None = None
         self.events: list[dict[str, Any]] = []
 
     def __enter__(self) -> Self:
@@ -101,9 +102,10 @@ class Chromium:
         return dict(json.loads(answer))
 
     def open(self, url: str, width: int = 1280, height: int = 800) -> "Page":
-        """Open a page with cookies and storage of its own."""
-        context = self.call("Target.createBrowserContext")["browserContextId"]
-        target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+        """Open a page; all pages of a browser share cookies, storage and cache."""
+        if self._context is None:
+            self._context = self.call("Target.createBrowserContext")["browserContextId"]
+        target = self.call("Target.createTarget", url="about:blank", browserContextId=self._context)["targetId"]
         page = Page(self, self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
         page.resize(width, height)
         page.navigate(url)

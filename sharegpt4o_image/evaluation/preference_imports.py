@@ -7,7 +7,7 @@ label-studio   the export "JSON" of the project
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.evaluation.preference_exports import QUESTION, Item, answers_of, read_study
 from sharegpt4o_image.evaluation.preference_key import VOTES_FILE, read_blind_votes
+from sharegpt4o_image.evaluation.preference_session import open_votes
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,26 @@ def import_votes(study: Path, path: Path, tool: str) -> Imported:
     """Append to `votes.jsonl` what is not in it yet; running it again adds nothing."""
     readers: dict[str, Callable[[Any], Iterator[Answer]]] = {"argilla": _argilla, "label-studio": _label_studio}
     shown, items = read_study(study)
-    item_of = {item.item_id: item for item in items}
-    old, left_out = read_blind_votes(study)
+    answers = _answers(path, readers[tool], tool)
+    with os.fdopen(open_votes(study / VOTES_FILE), "ab") as file:  # a server that writes there is refused
+        imported, lines = _new_votes(answers, {item.item_id: item for item in items}, answers_of(shown), study)
+        file.write("".join(f"{line}\n" for line in lines).encode())
+        file.flush()
+        os.fsync(file.fileno())
+    return imported
+
+
+def _new_votes(
+    answers: list[Answer], item_of: Mapping[str, Item], offered: Container[str], study: Path
+) -> tuple[Imported, list[str]]:
+    old, _ = read_blind_votes(study)
     known = {(vote.pair, vote.rater, vote.is_repeat): (vote.winner, vote.shown_left) for vote in old}
     imported, lines = Imported(), []
-    for answer in _answers(path, readers[tool], tool):
+    for answer in answers:
         where = f"item {answer.item_id}, rater {answer.rater}"
         if answer.item_id not in item_of:
             imported.left_out.append(f"{where}: not of this study")
-        elif answer.answer not in answers_of(shown):
+        elif answer.answer is None or answer.answer not in offered:
             imported.left_out.append(f"{where}: no answer, or more than one")
         else:
             vote = _vote(answer, item_of[answer.item_id])
@@ -61,8 +73,7 @@ def import_votes(study: Path, path: Path, tool: str) -> Imported:
             known[place] = (vote["winner"], vote["shown_left"])
             lines.append(json.dumps(vote, ensure_ascii=False))
     imported.added = len(lines)
-    _append(study / VOTES_FILE, lines, is_torn=bool(left_out.torn_last_line))
-    return imported
+    return imported, lines
 
 
 def _answers(path: Path, reader: Callable[[Any], Iterator[Answer]], tool: str) -> list[Answer]:
@@ -70,14 +81,16 @@ def _answers(path: Path, reader: Callable[[Any], Iterator[Answer]], tool: str) -
         return list(reader(json.loads(path.read_text(encoding="utf-8"))))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; give the file that {tool} exported") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is no JSON export of {tool} ({error!r}); export it again") from error
 
 
 def _argilla(records: Any) -> Iterator[Answer]:
     for record in records:
         for response in record["responses"].get(QUESTION, []):
-            yield Answer(record["id"], f"argilla-{response['user_id']}", response["value"], None, _now())
+            value = response["value"]
+            answer = value if isinstance(value, str) else None
+            yield Answer(str(record["id"]), f"argilla-{response['user_id']}", answer, None, _now())
 
 
 def _label_studio(tasks: Any) -> Iterator[Answer]:
@@ -87,7 +100,7 @@ def _label_studio(tasks: Any) -> Iterator[Answer]:
             number = by["id"] if isinstance(by, dict) else by  # not the address of who it was
             was_skipped = annotation.get("was_cancelled", False)
             yield Answer(
-                task["data"]["item"],
+                str(task["data"]["item"]),
                 f"label-studio-{number}",
                 None if was_skipped else _result(annotation["result"]),
                 annotation.get("lead_time"),
@@ -102,7 +115,7 @@ def _result(results: Any) -> str | None:
             answers.append(result["value"]["selected"])
         if result["type"] == "choices":
             answers += result["value"]["choices"]
-    return answers[0] if len(answers) == 1 else None
+    return answers[0] if len(answers) == 1 and isinstance(answers[0], str) else None
 
 
 def _vote(answer: Answer, item: Item) -> dict[str, Any]:
@@ -117,18 +130,6 @@ def _vote(answer: Answer, item: Item) -> dict[str, Any]:
         "seconds": answer.seconds,
         "at": answer.at,
     }
-
-
-def _append(path: Path, lines: list[str], is_torn: bool) -> None:
-    data = path.read_bytes() if path.exists() else b""
-    if is_torn:
-        os.truncate(path, data.rfind(b"\n") + 1)
-    elif data and not data.endswith(b"\n"):
-        lines = ["", *lines]  # ends the last vote's line
-    with path.open("ab") as file:
-        file.write("".join(f"{line}\n" for line in lines).encode())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _now() -> str:

@@ -89,11 +89,16 @@ class Pair:
 
     first: Drawing
     second: Drawing
+    block: tuple[str, ...]  # shared with the pair of the same two models the other way round
 
     def name(self, salt: str) -> str:
         """Random digits to who has no key."""
         first, second = sorted((drawing.model or "", drawing.is_degraded) for drawing in (self.first, self.second))
         return secret_hex(salt, "pair", self.first.prompt.prompt_id, str(first), str(second))[:16]
+
+    def block_name(self, salt: str) -> str:
+        """Random digits to who has no key. Raters see a block as built or all swapped: so models stay balanced."""
+        return secret_hex(salt, "block", *self.block)[:16]
 
 
 def model_pairs(names: Sequence[str], chosen: Sequence[str]) -> list[ModelPair]:
@@ -203,15 +208,18 @@ def _plan(prompts: Sequence[Prompt], pairs: Sequence[ModelPair], salt: str, opti
     rng = secret_rng(salt, "plan", str(options.seed))
     planned = []
     for a, b in pairs:
-        for prompt, is_swapped in zip(prompts, _half(len(prompts), rng), strict=True):
+        marks = _half(len(prompts), rng)
+        for prompt, is_swapped, number in zip(prompts, marks, _block_numbers(marks), strict=True):
             first, second = (b, a) if is_swapped else (a, b)
-            planned.append(Pair(Drawing(prompt, first), Drawing(prompt, second)))
+            planned.append(Pair(Drawing(prompt, first), Drawing(prompt, second), (a, b, str(number))))
     names = sorted({name for pair in pairs for name in pair})
     checked = rng.sample(range(len(prompts)), options.num_checks)
-    for index, is_swapped in zip(checked, _half(len(checked), rng), strict=True):
+    marks = _half(len(checked), rng)
+    for index, is_swapped, number in zip(checked, marks, _block_numbers(marks), strict=True):
         good = Drawing(prompts[index], rng.choice(names))
         bad = Drawing(good.prompt, good.model, is_degraded=True)
-        planned.append(Pair(bad, good) if is_swapped else Pair(good, bad))
+        block = ("check", str(number))
+        planned.append(Pair(bad, good, block) if is_swapped else Pair(good, bad, block))
     rng.shuffle(planned)
     return planned
 
@@ -222,6 +230,12 @@ def _half(count: int, rng: random.Random) -> list[bool]:
     marks = [index < num_true for index in range(count)]
     rng.shuffle(marks)
     return marks
+
+
+def _block_numbers(marks: Sequence[bool]) -> list[int]:
+    """The n-th that is marked and the n-th that is not have the number n."""
+    counts = {False: itertools.count(), True: itertools.count()}
+    return [next(counts[mark]) for mark in marks]
 
 
 # ------------------------------------------------------------------ key
@@ -343,6 +357,7 @@ def _line(pair: Pair, salt: str) -> dict[str, Any]:
     prompt = pair.first.prompt
     return {
         "pair": pair.name(salt),
+        "block": pair.block_name(salt),
         "prompt": prompt.text,
         "source": None if prompt.source is None else Drawing(prompt, None).file_name(salt),
         "first": pair.first.file_name(salt),

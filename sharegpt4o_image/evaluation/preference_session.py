@@ -12,9 +12,11 @@ import os
 import re
 import threading
 import time
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ class StudyPair:
     """A line of `pairs.jsonl`."""
 
     name: str
+    block: str
     prompt: str
     source: Picture | None
     first: Picture
@@ -95,6 +98,7 @@ def read_study(folder: Path) -> Study:
 def _read_pair(row: dict[str, Any], pictures: Path) -> StudyPair:
     return StudyPair(
         name=str(row["pair"]),
+        block=str(row["block"]),
         prompt=str(row["prompt"]),
         source=None if row["source"] is None else _read_picture(row["source"], pictures),
         first=_read_picture(row["first"], pictures),
@@ -143,7 +147,10 @@ class Showing:
 
 
 def rater_order(study: Study, rater: str) -> tuple[Showing, ...]:
-    """All pairs in the rater's own order, each of `first` and `second` on the left in half of them, then the repeats.
+    """All pairs in the rater's own order, half of the blocks with `second` on the left, then the repeats.
+
+    A block holds two pairs of the same two models, one the other way round: swapped together, they show each model
+    once on the left, so each rater sees each model on the left in half of its pairs, though no model is known here.
 
     Repeats show the pictures with sides swapped. They are drawn from the first half of the order where that is
     enough, so that at least half of the study lies between the two showings.
@@ -154,9 +161,10 @@ def rater_order(study: Study, rater: str) -> tuple[Showing, ...]:
         return sorted(pairs, key=lambda pair: _digest(what, rater, pair.name))
 
     order = drawn("order", study.pairs)
+    blocks = sorted({pair.block for pair in order}, key=lambda block: _digest("side", rater, block))
     odd_one = int(_digest("odd", rater, order[0].name), 16) % 2
-    first_left = {pair.name for pair in drawn("side", order)[: (len(order) + odd_one) // 2]}
-    showings = [Showing(pair, _FIRST if pair.name in first_left else _SECOND) for pair in order]
+    first_left = set(blocks[: (len(blocks) + odd_one) // 2])
+    showings = [Showing(pair, _FIRST if pair.block in first_left else _SECOND) for pair in order]
     num_repeats = round(study.repeats * len(order))
     again = {pair.name for pair in drawn("repeat", order[: max(num_repeats, len(order) // 2)])[:num_repeats]}
     repeats = [
@@ -173,7 +181,7 @@ def _digest(*parts: str) -> str:
 
 def check_rater(name: str) -> str:
     """The name without blanks around it and with single ones within; raises a `UserError` if it is none."""
-    words = " ".join(name.split())
+    words = unicodedata.normalize("NFC", " ".join(name.split()))
     if not words or len(words) > MAX_NAME_LENGTH or not words.isprintable():
         raise UserError(f"Please give a name of 1 to {MAX_NAME_LENGTH} printable characters.")
     return words
@@ -222,14 +230,19 @@ class PreferenceSession:
     def __init__(self, study: Study) -> None:
         self.study = study
         self._lock = threading.Lock()
+        self._order = lru_cache(maxsize=64)(partial(rater_order, study))
         self._shown_at: dict[tuple[str, str, bool], float] = {}
-        self._file = _open_votes(study.folder / VOTES_FILE)
+        self._file = open_votes(study.folder / VOTES_FILE)
         try:
             votes, _ = read_blind_votes(study.folder)
         except UserError:
             self.close()
             raise
         self._winners = {(vote.rater, vote.pair, vote.is_repeat): vote.winner for vote in votes}
+        # Names that differ in case alone are one rater, under the spelling that came first.
+        self._spellings: dict[str, str] = {}
+        for vote in votes:
+            self._spellings.setdefault(vote.rater.casefold(), vote.rater)
 
     def close(self) -> None:
         """Let go of `votes.jsonl`."""
@@ -242,11 +255,14 @@ class PreferenceSession:
 
     def enter(self, name: str) -> Ticket:
         """The rater's first pair without an answer."""
-        return self._ticket(check_rater(name), None)
+        checked = check_rater(name)
+        with self._lock:
+            rater = self._spellings.setdefault(checked.casefold(), checked)
+        return self._ticket(rater, None)
 
     def showing(self, ticket: Ticket) -> Showing | None:
         """The pair that the ticket stands for; None past the last one."""
-        order = rater_order(self.study, ticket.rater)
+        order = self._order(ticket.rater)
         return order[ticket.position] if ticket.position < len(order) else None
 
     def num_showings(self) -> int:
@@ -278,7 +294,7 @@ class PreferenceSession:
 
     def _ticket(self, rater: str, position: int | None) -> Ticket:
         """For a position, or for the first pair without an answer."""
-        order = rater_order(self.study, rater)
+        order = self._order(rater)
         places = [(rater, showing.pair.name, showing.is_repeat) for showing in order]
         with self._lock:
             if position is None:
@@ -300,6 +316,8 @@ class PreferenceSession:
         size = os.fstat(self._file).st_size
         data = line.encode()
         try:
+            if not os.path.samestat(os.fstat(self._file), os.stat(self.study.folder / VOTES_FILE)):
+                raise OSError("the file was replaced: what is written now would be lost")
             if os.write(self._file, data) != len(data):
                 raise OSError("the disk is full")
             os.fsync(self._file)
@@ -321,7 +339,7 @@ def _vote_line(rater: str, showing: Showing, winner: str, seconds: float | None)
     return json.dumps(vote, ensure_ascii=False) + "\n"
 
 
-def _open_votes(path: Path) -> int:
+def open_votes(path: Path) -> int:
     """Open `votes.jsonl` for this process alone, with what a killed process left of a last line taken off."""
     try:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)

@@ -34,6 +34,7 @@ def write_study(folder: Path, num_pairs: int = 20, **update: Any) -> list[dict[s
     pairs = [
         {
             "pair": f"{rng.getrandbits(64):016x}",
+            "block": f"{number // 2:016x}",
             "prompt": PROMPTS[number] if number < len(PROMPTS) else f"A picture of the number {number}",
             "source": picture(128, f"source {number}") if number % 3 == 0 else None,
             "first": picture(128, f"first {number}"),

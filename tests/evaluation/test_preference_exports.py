@@ -6,17 +6,20 @@ The shapes of the settings, records and results are those that argilla 2.8.0 and
 
 import base64
 import json
+from contextlib import closing
 from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
 
 from sharegpt4o_image.errors import UserError
+from sharegpt4o_image.evaluation import preference_session
 from sharegpt4o_image.evaluation.preference_exports import export_argilla, export_label_studio, read_study
 from sharegpt4o_image.evaluation.preference_imports import import_votes
 from sharegpt4o_image.evaluation.preference_key import unseal
 from sharegpt4o_image.evaluation.preference_pairs import StudyOptions, build_study
 from sharegpt4o_image.evaluation.preference_prompts import Prompt
+from sharegpt4o_image.evaluation.preference_session import PreferenceSession
 
 TEXT = '<img src=x onerror="alert(1)"> & **stars** ]]> $left "q" é 🎈\nhttp://127.0.0.1/'
 CRITERIA = 'Better & <b>clearer</b>, "$left"?'
@@ -248,3 +251,28 @@ def test_files_that_are_no_exports_are_named(study, tmp_path):
                 import_votes(study, tmp_path / "a.json", tool)
     with pytest.raises(UserError, match="cannot read"):
         import_votes(study, tmp_path / "none.json", "argilla")
+
+
+def test_answers_of_another_shape_are_named(study, tmp_path):
+    """As of a question with several labels: a list is no answer of ours."""
+    export_argilla(study, tmp_path / "a")
+    records = json.loads((tmp_path / "a" / "records.json").read_text())
+    rows = argilla_answers(records, [["left"], {}, None, *["tie"] * (len(records) - 3)])
+    rows[3]["id"] = ["left"]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    imported = import_votes(study, tmp_path / "a.json", "argilla")
+    assert (imported.added, len(imported.left_out)) == (len(records) - 4, 4)
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="is no JSON export of argilla"):
+        import_votes(study, tmp_path / "deep.json", "argilla")
+
+
+def test_nothing_is_imported_while_the_study_is_served(study, tmp_path):
+    export_argilla(study, tmp_path / "a")
+    records = json.loads((tmp_path / "a" / "records.json").read_text())
+    (tmp_path / "a.json").write_text(json.dumps(argilla_answers(records, ["tie"] * len(records))))
+    served = PreferenceSession(preference_session.read_study(study))
+    with closing(served), pytest.raises(UserError, match="another process is serving"):
+        import_votes(study, tmp_path / "a.json", "argilla")
+    assert (study / "votes.jsonl").read_bytes() == b""
+    assert import_votes(study, tmp_path / "a.json", "argilla").added == len(records)

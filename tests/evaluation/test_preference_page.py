@@ -298,6 +298,7 @@ def test_keys_are_for_typing_in_a_field(browser: Chromium, server: Server) -> No
     assert server.votes("123") == []
 
 
+@pytest.mark.slow
 def test_two_raters_at_once(browser: Chromium, server: Server) -> None:
     pages = {rater: browser.open(f"{server.address}?rater={rater}") for rater in ("Bob", "Cleo")}
     orders: dict[str, list[str]] = {"Bob": [], "Cleo": []}
@@ -340,7 +341,7 @@ def test_no_vote_on_what_has_not_been_seen(browser: Chromium, server: Server) ->
     assert server.votes("Blind") == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_a_telephone_shows_all_of_an_edit(browser: Chromium, server: Server, tmp_path: Path, scheme: str) -> None:
     page = browser.open("data:,", width=400, height=800)
     page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
@@ -396,6 +397,7 @@ def test_only_pictures_are_served(server: Server) -> None:
         assert _status(f"{address}{route}") == _status(f"{address}{route}", b"{}") == 404, route
 
 
+@pytest.mark.slow
 def test_a_killed_server_has_lost_nothing(browser: Chromium, server: Server) -> None:
     page = enter(browser, server.address, "Ann")
     for action in ("1", "ArrowUp"):

@@ -50,10 +50,12 @@ def work(tmp_path):
     return tmp_path
 
 
-def build(work, name="study", **options):
+def build(work, name="study", height=96, **options):
     models = parse_models([f"{model}={work / model}" for model in MODELS])
     prompts = read_prompts(work / "prompts.jsonl")
-    return build_study(work / name, prompts, models, model_pairs(list(models), []), StudyOptions(**options))
+    return build_study(
+        work / name, prompts, models, model_pairs(list(models), []), StudyOptions(height=height, **options)
+    )
 
 
 def study_of(work, name="study"):
@@ -118,7 +120,7 @@ def test_nothing_that_raters_may_see_tells_a_model(work):
         assert len(path.stem) == 32
         assert int(path.stem, 16) >= 0
         with Image.open(path) as picture:
-            assert (picture.format, picture.mode, picture.height, picture.info) == ("PNG", "RGB", 512, {})
+            assert (picture.format, picture.mode, picture.height, picture.info) == ("PNG", "RGB", 96, {})
     assert not any("check" in row or "degraded" in row for row in study_of(work)[0])
     assert stat.S_IMODE((study / "key.json").stat().st_mode) == 0o600
 

@@ -16,7 +16,8 @@ from small_study import read_votes, write_study
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.evaluation.preference_key import unseal
 from sharegpt4o_image.evaluation.preference_pairs import StudyOptions, build_study, model_pairs
-from sharegpt4o_image.evaluation.preference_prompts import parse_models, read_prompts
+from sharegpt4o_image.evaluation.preference_prompts import Prompt, parse_models, read_prompts
+from sharegpt4o_image.evaluation.preference_report import report
 from sharegpt4o_image.evaluation.preference_session import (
     PreferenceSession,
     Ticket,
@@ -24,6 +25,7 @@ from sharegpt4o_image.evaluation.preference_session import (
     rater_order,
     read_study,
 )
+from sharegpt4o_image.evaluation.preference_votes import check_votes
 
 
 @pytest.fixture
@@ -51,8 +53,10 @@ def test_all_pairs_in_the_raters_order_with_balanced_sides(tmp_path, num_pairs, 
         order = rater_order(study, rater)
         once, again = order[:num_pairs], order[num_pairs:]
         assert {showing.pair.name for showing in once} == pairs
-        num_left = sum(showing.shown_left == "first" for showing in once)
-        assert num_left in (num_pairs // 2, (num_pairs + 1) // 2)
+        sides = {(showing.pair.block, showing.shown_left) for showing in once}
+        num_left = sum(side == "first" for _, side in sides)
+        assert len(sides) == (num_pairs + 1) // 2  # both pairs of a block alike
+        assert num_left in (len(sides) // 2, (len(sides) + 1) // 2)
         assert len(again) == round(repeats * num_pairs)
         places = {showing.pair.name: place for place, showing in enumerate(once)}
         for place, repeat in enumerate(again, start=num_pairs):
@@ -101,7 +105,7 @@ def test_the_order_stays_as_it_was(study):
         8,
         18,
     ]
-    assert "".join(showing.shown_left[0] for showing in order) == "fffssfsfsssffsfsfsfsff"
+    assert "".join(showing.shown_left[0] for showing in order) == "sffsssssfsffffsssfffff"
 
 
 def test_an_answer_names_the_picture_that_stood_there(study):
@@ -238,6 +242,37 @@ def test_raters_at_once_in_many_threads(study, session):
     assert len(votes) == len(places) == 8 * 22
 
 
+@pytest.mark.parametrize("again", ["ann smith", "ANN  Smith ", "Ann Smith"])
+def test_names_that_differ_in_case_and_blanks_are_one_rater(study, session, again):
+    later = session.vote(session.enter("Ann Smith"), "left")
+    assert session.enter(again) == later
+
+
+def test_a_name_in_another_case_goes_on_after_a_restart(study):
+    with _opened(study) as session:
+        later = session.vote(session.enter("Ann"), "left")
+    with _opened(study) as session:
+        assert session.enter("ANN") == later
+
+
+def test_composed_and_decomposed_letters_are_one_name():
+    assert check_rater("Zoe\u0308") == check_rater("Zo\u00eb") == "Zo\u00eb"
+
+
+def test_a_vote_is_refused_where_the_file_of_votes_was_replaced(study, session):
+    ticket = session.vote(session.enter("ann"), "left")
+    path = study / "votes.jsonl"
+    path.rename(study / "moved")
+    for replaced in (False, True):
+        if replaced:
+            path.write_bytes((study / "moved").read_bytes())  # as an editor does that saves
+        with pytest.raises(UserError, match="could not be stored"):
+            session.vote(ticket, "left")
+    (study / "moved").replace(path)
+    session.vote(ticket, "left")
+    assert len(read_votes(study)) == 2
+
+
 # --------------------------------------------------------------------------- restarts
 
 
@@ -371,3 +406,33 @@ def test_votes_find_their_models(tmp_path):
     assert {row[row["winner"]] for row in unsealed.rows} == {"red-model"}
     assert len({row["winner"] for row in unsealed.rows}) == 2
     assert sum(row["is_repeat"] == "true" for row in unsealed.rows) == 6
+
+
+def test_each_rater_sees_each_model_on_the_left_in_half_of_its_pairs(tmp_path):
+    """So one who always takes the left picture makes no model win: for every rater by themselves, exactly."""
+    folders = {}
+    for number, model in enumerate(("one", "two", "three")):
+        folders[model] = tmp_path / model
+        folders[model].mkdir()
+        for prompt in range(8):
+            Image.new("RGB", (8, 8), (80 * number, prompt, 0)).save(folders[model] / f"{prompt}.png")
+    prompts = [Prompt(str(number), f"prompt {number}") for number in range(8)]
+    study = tmp_path / "study"
+    build_study(
+        study, prompts, folders, model_pairs(list(folders), []), StudyOptions(height=16, num_checks=2, repeats=0)
+    )
+    raters = [f"rater {number}" for number in range(6)]
+    with _opened(study) as session:
+        for rater in raters:
+            ticket = session.enter(rater)
+            while session.showing(ticket) is not None:
+                ticket = session.vote(ticket, "left")
+    unsealed = unseal(study)
+    votes = check_votes(list(enumerate(unsealed.rows, start=1)), "votes")
+    for rater in raters:
+        numbers = report([vote for vote in votes if vote.rater == rater])
+        assert {(pair["win"], pair["tie"], pair["loss"]) for pair in numbers["pairs"].values()} == {(4, 0, 4)}
+        assert numbers["bradley_terry"]["ratings"] == pytest.approx([1000] * 3)
+        assert numbers["side_bias_left"]["share"] == 1
+        assert unsealed.checks[rater] == (1, 2)
+    assert len({tuple(vote.model_a for vote in votes if vote.rater == rater) for rater in raters}) == 6
