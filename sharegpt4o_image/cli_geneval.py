@@ -2,9 +2,8 @@
 """`evaluate geneval`."""
 
 import shlex
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -57,11 +56,16 @@ def geneval(
 ) -> None:
     """Draw GenEval's pictures, or take a folder of them, detect and score; or score stored answers."""
     if from_detections is not None or from_results is not None:
-        if model or images or base_url:
-            raise UserError("stored answers are scored without --model, --images and --base-url; leave these out")
-        _score_stored(from_detections, from_results, metadata, as_json)
+        if model or images or base_url or detector or colors or limit:
+            raise UserError(
+                "stored answers are scored without --model, --images, --base-url, --detector, --colors and --limit; "
+                "leave these out"
+            )
+        _score_stored(from_detections, from_results, metadata, images_per_prompt, as_json)
         return
     _check_source(model, images, base_url, output)
+    if images is not None and (seed, guidance_scale, guidance_until, budget) != (SEED, None, 1.0, None):
+        raise UserError("--seed, guidance and --budget are for drawing; leave them out with --images")
 
     from sharegpt4o_image.evaluation.benchmark_run import SamplingRecipe, current_share, make_generator
     from sharegpt4o_image.evaluation.geneval_run import run_geneval
@@ -72,7 +76,11 @@ def geneval(
         recipe = SamplingRecipe(guidance_scale=guidance_scale, guidance_until=guidance_until)
         generator = make_generator(model, base_url, recipe, folder / "journal", budget)
     benchmark = _benchmark(metadata, limit, images_per_prompt, _judge(detector, colors, device), detector, colors)
-    command = shlex.join(["sharegpt4o-image", *sys.argv[1:]])
+    drawn: dict[str, Any] = {"--model": model, "--base-url": base_url and "URL", "--seed": seed}
+    drawn |= {"--guidance-scale": guidance_scale, "--guidance-until": guidance_until}
+    judged = {"--detector": detector, "--colors": colors, "--metadata": metadata, "--limit": limit}
+    source = drawn if images is None else {"--images": "DIR"}
+    command = _command({**source, **judged, "--images-per-prompt": images_per_prompt})
     result = run_geneval(benchmark, folder, generator, images, seed, share, command)
     if result is not None:
         print_result(result.to_json(), result.to_text(), as_json)
@@ -83,10 +91,20 @@ def _check_source(model: str | None, images: Path | None, base_url: str | None, 
         raise UserError("give either --images, or what draws them: --model, or --base-url with --model")
     if images is not None and not images.is_dir():
         raise UserError(f"{images} is no folder; give one with GenEval's pictures, NNNNN/samples/0000.png")
+    if base_url and not model:
+        raise UserError("--base-url needs the name of the model there; give --model NAME")
     if images is None and not model:
         raise UserError("geneval needs pictures: give --model NAME or --images FOLDER, or score --from-results FILE")
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file; choose a folder with --output")
+
+
+def _command(options: dict[str, Any]) -> str:
+    """How the run is repeated, without paths and addresses: scores are shown to others."""
+    from sharegpt4o_image.evaluation.pretrained import short_name
+
+    given = [(name, short_name(str(value))) for name, value in options.items() if value is not None]
+    return shlex.join(["sharegpt4o-image", "evaluate", "geneval", *(word for option in given for word in option)])
 
 
 def _judge(detector: str | None, colors: str | None, device: str | None) -> "DetectorJudge":
@@ -97,6 +115,10 @@ def _judge(detector: str | None, colors: str | None, device: str | None) -> "Det
     from sharegpt4o_image.evaluation.mask2former_detector import DETECTOR, Mask2FormerDetector
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError):  # as a torch without CUDA says it
+        raise UserError(f"this torch has no device {place!r}; give --device cpu, or one that is there") from None
     found = Mask2FormerDetector.from_pretrained(detector or DETECTOR, place)
     return DetectorJudge(found, ClipColorClassifier.from_pretrained(colors or CLIP, place))
 
@@ -114,6 +136,7 @@ def _benchmark(
     from sharegpt4o_image.evaluation.geneval_prompts import IMAGES_PER_PROMPT, generate_metadata, read_metadata
     from sharegpt4o_image.evaluation.geneval_run import Benchmark
     from sharegpt4o_image.evaluation.mask2former_detector import DETECTOR
+    from sharegpt4o_image.evaluation.pretrained import short_name
 
     official = generate_metadata()
     every = read_metadata(metadata) if metadata else official
@@ -121,20 +144,15 @@ def _benchmark(
     prompts = [every[number] for number in numbers]
     variant = {}
     if not _is_official(detector):
-        variant["detector"] = _short_name(detector or DETECTOR)
+        variant["detector"] = short_name(detector or DETECTOR)
     if colors is not None and colors != CLIP:
-        variant["colors"] = _short_name(colors)
+        variant["colors"] = short_name(colors)
     if prompts != official:
         whole = "553" if every == official or metadata is None else metadata.name
         variant["prompts"] = whole if prompts == every else f"{len(prompts)} of {whole}"
     if images_per_prompt != IMAGES_PER_PROMPT:
         variant["images_per_prompt"] = str(images_per_prompt)
     return Benchmark("geneval", variant, prompts, judge, images_per_prompt, numbers)
-
-
-def _short_name(model: str) -> str:
-    """A Hub id, or the last part of a path: scores are shown to others."""
-    return Path(model).name if Path(model).exists() else model
 
 
 def _is_official(detector: str | None) -> bool:
@@ -153,16 +171,20 @@ def _first_of_each_tag(prompts: "list[Prompt]", limit: int | None) -> list[int]:
 
 
 def _score_stored(
-    from_detections: Path | None, from_results: Path | None, metadata: Path | None, as_json: bool
+    from_detections: Path | None,
+    from_results: Path | None,
+    metadata: Path | None,
+    images_per_prompt: int,
+    as_json: bool,
 ) -> None:
     from sharegpt4o_image.evaluation import geneval_scores
     from sharegpt4o_image.evaluation.geneval_prompts import read_metadata
 
     prompts = None if metadata is None else read_metadata(metadata)
     if from_detections is not None and from_results is None:
-        summary, rows = geneval_scores.score_detections(from_detections, prompts)
+        summary, rows = geneval_scores.score_detections(from_detections, prompts, images_per_prompt)
     elif from_results is not None and from_detections is None:
-        summary, rows = geneval_scores.score_results(from_results, prompts)
+        summary, rows = geneval_scores.score_results(from_results, prompts, images_per_prompt)
     else:
         raise UserError("give --from-detections FILE or --from-results FILE, not both")
     text = f"{geneval_scores.format_official(summary)}\n{geneval_scores.coverage_text(summary)}"

@@ -14,7 +14,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from sharegpt4o_image.evaluation.geneval_crops import crop_of
 from sharegpt4o_image.evaluation.geneval_prompts import COLORS
 from sharegpt4o_image.evaluation.geneval_rules import Detection
-from sharegpt4o_image.evaluation.pretrained import load_complete, told_as_user_error
+from sharegpt4o_image.evaluation.pretrained import load_complete, short_name, told_as_user_error
 
 if TYPE_CHECKING:
     from sharegpt4o_image.evaluation.mask2former_detector import Mask
@@ -50,7 +50,7 @@ class ClipColorClassifier:
         """What is to be kept with every score."""
         config = self.model.config
         return {
-            "model": config._name_or_path,
+            "model": short_name(config._name_or_path),
             "revision": self.revision,
             "crops": "grey outside the mask, cut to the box",
             "dtype": str(self.model.dtype).removeprefix("torch."),

@@ -12,7 +12,7 @@ _LINE_HEIGHT = 18
 _MIN_WIDTH = 640  # so that a text has room above one picture, too
 _PAPER, _INK = (255, 255, 255), (30, 30, 30)
 _FONT_SIZE = 12
-_LONGEST_LINE = 1_000  # letters, more than fit: a word is not measured further
+_LONGEST_LINE = 400  # letters: a word is not measured further (our choice)
 _MAX_LETTERS = 3_000  # of a row's text (our choice)
 
 
@@ -52,12 +52,17 @@ def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.Ima
             lines.append(line)
             longer = word
         while font.getlength(longer[:_LONGEST_LINE]) > width:
-            ends = range(1, min(len(longer), _LONGEST_LINE))
-            fitting = max(1, bisect_right(ends, width, key=lambda end, word=longer: font.getlength(word[:end])))
+            fitting = _num_fitting(longer, width, font)
             lines.append(longer[:fitting])
             longer = longer[fitting:]
         line = longer
     return [*lines, line]
+
+
+def _num_fitting(word: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
+    """How many letters of a word a line takes."""
+    ends = range(1, min(len(word), _LONGEST_LINE))
+    return max(1, bisect_right(ends, float(width), key=lambda end: float(font.getlength(word[:end]))))
 
 
 def _cut(text: str) -> str:

@@ -159,26 +159,30 @@ def _judge(
     with progress_bar() as progress:
         bar = progress.add_task(f"Judging {benchmark.name}", total=len(pictures), visible=share.is_main)
         for placed in pictures:
-            try:
-                data = placed.path.read_bytes()
-            except OSError as error:
-                verdicts[placed.name] = _unreadable(error)
-                continue
-            key = _key(benchmark, placed.prompt, data)
-            verdict = store.find(key)
-            if verdict is None:
-                verdict = _verdict(benchmark.judge, placed, data)
-                store.keep(key, verdict)
-                num_judged += 1
-            verdicts[placed.name] = verdict
+            num_known = len(store)
+            verdicts[placed.name] = _kept_verdict(benchmark, placed, store)
+            num_judged += len(store) - num_known
             progress.advance(bar)
         if num_judged and share.is_main:
             progress.console.print(speed_text("judged", num_judged, started, share))
     return verdicts
 
 
-def _unreadable(error: OSError) -> Verdict:
-    return {"fault": f"the picture cannot be read ({error.strerror})"}
+def _kept_verdict(benchmark: Benchmark, placed: PlacedPicture, store: VerdictStore, may_judge: bool = True) -> Verdict:
+    """What the store has; what it has not is judged, and kept, if that may be."""
+    try:
+        data = placed.path.read_bytes()
+    except OSError as error:
+        return {"fault": f"the picture cannot be read ({error.strerror})"}
+    key = _key(benchmark, placed.prompt, data)
+    known = store.find(key)
+    if known is not None:
+        return known
+    if not may_judge:
+        return {"fault": "it changed while it was judged; run the same command again"}
+    verdict = _verdict(benchmark.judge, placed, data)
+    store.keep(key, verdict)
+    return verdict
 
 
 def _key(benchmark: Benchmark, prompt: Prompt, data: bytes) -> str:
@@ -243,18 +247,9 @@ def _collect(
 
 def _others(benchmark: Benchmark, layout: Layout, own: dict[str, Verdict], output_dir: Path) -> dict[str, Verdict]:
     """The verdicts that other processes gave, by the names of the pictures."""
-    verdicts = {}
     rest = [placed for placed in layout.pictures if placed.name not in own]
-    changed = {"fault": "it changed while it was judged; run the same command again"}
     with VerdictStore(output_dir / "verdicts", "verdicts") as store:
-        for placed in rest:
-            try:
-                key = _key(benchmark, placed.prompt, placed.path.read_bytes())
-            except OSError as error:
-                verdicts[placed.name] = _unreadable(error)
-                continue
-            verdicts[placed.name] = store.find(key) or changed
-    return verdicts
+        return {placed.name: _kept_verdict(benchmark, placed, store, may_judge=False) for placed in rest}
 
 
 def _rows_of(layout: Layout, verdicts: dict[str, Verdict]) -> tuple[list[ResultRow], list[MissingItem]]:

@@ -20,7 +20,7 @@ from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.evaluation.geneval_prompts import CLASS_NAMES
 from sharegpt4o_image.evaluation.geneval_rules import Detection
 from sharegpt4o_image.evaluation.openmmlab_converter import load_openmmlab, sha256_of
-from sharegpt4o_image.evaluation.pretrained import load_complete, told_as_user_error
+from sharegpt4o_image.evaluation.pretrained import load_complete, short_name, told_as_user_error
 
 # Architecture and data of the detector that GenEval names, other weights: OpenMMLab trained its own.
 DETECTOR = "facebook/mask2former-swin-small-coco-instance"
@@ -94,7 +94,7 @@ class Mask2FormerDetector:
         """What is to be kept with every score: which model, and how pictures and masks are treated."""
         config = self.model.config
         return {
-            "model": config._name_or_path,
+            "model": short_name(config._name_or_path),
             "revision": self.revision,
             "max_long_edge": self.max_long_edge,
             "max_short_edge": self.max_short_edge,

@@ -11,7 +11,7 @@ from PIL import Image
 from sharegpt4o_image.checkpoints import load_checkpoint, resolve_checkpoint
 from sharegpt4o_image.evaluation.benchmark_run import SamplingRecipe
 from sharegpt4o_image.evaluation.drawing import Keep, PictureRequest
-from sharegpt4o_image.evaluation.pretrained import weights_digest
+from sharegpt4o_image.evaluation.pretrained import commit_of, short_name, weights_digest
 from sharegpt4o_image.janus4o import Janus4oForImageGeneration, Janus4oProcessor
 
 _BATCH_SIZE = 16  # pictures kept at a time: what is lost when the process is killed (our choice)
@@ -39,8 +39,8 @@ class ModelGenerator:
     def from_pretrained(cls, name: str, recipe: SamplingRecipe) -> "ModelGenerator":
         """The generator of a folder, a Hub id or a shipped name."""
         model, processor = load_checkpoint(name)
-        commit = getattr(model.config, "_commit_hash", None)
-        return cls(model, processor, name, recipe, commit or weights_digest(Path(resolve_checkpoint(name))))
+        source = resolve_checkpoint(name)
+        return cls(model, processor, name, recipe, commit_of(source) or weights_digest(Path(source)))
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class ModelGenerator:
             for name in ("guidance_scale", "edit_freedom")
         }
         return {
-            "model": self._name,
+            "model": short_name(self._name),
             "revision": self._revision,
             **chosen,
             "guidance_until": self._recipe.guidance_until,

@@ -21,7 +21,7 @@ def load_complete(model_class: Any, name: str, revision: str = "main") -> tuple[
 
     transformers makes up weights that are not there; here they are an error.
     """
-    commit = extract_commit_hash(cached_file(name, "config.json", revision=revision), None)  # None: a folder
+    commit = commit_of(name, revision)
     model, report = model_class.from_pretrained(
         name, revision=commit or revision, dtype=torch.float32, output_loading_info=True
     )
@@ -29,6 +29,19 @@ def load_complete(model_class: Any, name: str, revision: str = "main") -> tuple[
     if missing:
         raise ValueError(f"it has no {min(missing)}")
     return model, commit or weights_digest(Path(name))
+
+
+def commit_of(name: str, revision: str = "main") -> str | None:
+    """The commit of a Hub id's files; `None` for a folder."""
+    return extract_commit_hash(cached_file(name, "config.json", revision=revision), None)
+
+
+def short_name(name: str) -> str:
+    """A Hub id as it is; of a folder or file the last part of its path: scores are shown to others, and kept verdicts
+    are good wherever it lies.
+    """
+    path = Path(name)
+    return path.resolve().name if path.exists() else name
 
 
 def weights_digest(folder: Path) -> str | None:

@@ -4,6 +4,7 @@
 A key is the hash of all that decides the verdict (picture, question, judge), so a changed picture is judged anew.
 """
 
+import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -27,10 +28,11 @@ class VerdictStore:
         self._known: dict[str, dict[str, Any]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         own = folder / f"{name}-{rank}.jsonl"
+        self._file = own.open("a", encoding="utf-8", errors="backslashreplace")  # as JSON escapes
+        self._lock(folder)
         for path in sorted(folder.glob(f"{name}-*.jsonl")):
             self._read(path)
         _end_last_line(own)
-        self._file = own.open("a", encoding="utf-8", errors="backslashreplace")  # as JSON escapes
 
     def __enter__(self) -> "VerdictStore":
         return self
@@ -53,6 +55,16 @@ class VerdictStore:
         self._file.write(json.dumps({"key": key, **verdict}, ensure_ascii=False) + "\n")
         self._file.flush()
 
+    def _lock(self, folder: Path) -> None:
+        """Until it is closed, no other process writes this file; of a killed one the system lets go."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise UserError(
+                f"another process is judging into {folder}; wait for its end, or choose another folder with --output"
+            ) from None
+
     def _read(self, path: Path) -> None:
         lines = path.read_bytes().split(b"\n")
         for number, line in enumerate(lines, start=1):
@@ -71,8 +83,6 @@ class VerdictStore:
 
 def _end_last_line(path: Path) -> None:
     """Cut off what a killed process had begun to write."""
-    if not path.exists():
-        return
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     if whole != data:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the benchmarks share: drawing by a share, going on after an end, the recipe of a folder, sheets of failures."""
 
+import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,8 +21,9 @@ from sharegpt4o_image.evaluation.benchmark_run import (
     make_generator,
 )
 from sharegpt4o_image.evaluation.contact_sheet import contact_sheet
-from sharegpt4o_image.evaluation.drawing import PictureRequest, missing_pictures
+from sharegpt4o_image.evaluation.drawing import RECIPE_FILE, PictureRequest, claim_folder, missing_pictures
 from sharegpt4o_image.evaluation.model_generator import ModelGenerator
+from sharegpt4o_image.evaluation.verdict_store import VerdictStore
 
 REQUESTS = [PictureRequest(f"{number}.png", "a red circle on a white background", number) for number in range(6)]
 
@@ -80,6 +83,42 @@ def test_a_folder_of_another_seed_is_refused(tmp_path):
     assert len(missing_pictures(tmp_path, REQUESTS)) == 5
 
 
+def test_of_two_that_claim_a_folder_at_once_one_is_refused(tmp_path, monkeypatch):
+    exists = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda path: path.name != RECIPE_FILE and exists(path))  # both came too early
+    claim_folder(tmp_path, {"model": "a \udcff"})
+    claim_folder(tmp_path, {"model": "a \udcff"})
+    with pytest.raises(UserError, match="another model"):
+        claim_folder(tmp_path, {"model": "b"})
+    assert [path.name for path in tmp_path.iterdir()] == [RECIPE_FILE]
+
+
+# ------------------------------------------------------------------ verdicts
+
+
+def test_a_second_process_does_not_judge_into_the_same_file(tmp_path):
+    with VerdictStore(tmp_path, "verdicts") as store, VerdictStore(tmp_path, "verdicts", 1):
+        store.keep("k", {"reason": "half a character \udcff"})
+        with pytest.raises(UserError, match="another process is judging"):
+            VerdictStore(tmp_path, "verdicts")
+    with VerdictStore(tmp_path, "verdicts", 1) as store:
+        assert store.find("k") == {"reason": "half a character \udcff"}
+
+
+def test_what_a_killed_process_began_to_write_is_cut_off(tmp_path):
+    with VerdictStore(tmp_path, "verdicts") as store:
+        store.keep("a", {"correct": True})
+    path = tmp_path / "verdicts-0.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"key": "b", "corr')
+    with VerdictStore(tmp_path, "verdicts") as store:
+        assert (len(store), store.find("b")) == (1, None)
+        store.keep("b", {"correct": False})
+    assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["a", "b"]
+    path.write_text("?\n" + path.read_text())
+    with pytest.raises(UserError, match="line 1, is not a verdict"):
+        VerdictStore(tmp_path, "verdicts")
+
+
 # ------------------------------------------------------------------ a checkpoint that draws
 
 
@@ -105,6 +144,7 @@ def test_the_identity_tells_checkpoints_of_one_name_and_recipes_apart(tmp_path, 
     shutil.copytree(resolve_checkpoint(TINY_JANUS_4O), "mine")
     identity = ModelGenerator.from_pretrained("mine", SamplingRecipe()).identity
     assert identity["model"] == "mine"
+    assert ModelGenerator.from_pretrained(str(tmp_path / "mine"), SamplingRecipe()).identity == identity
     assert identity["size"] == 32
     assert (identity["guidance_scale"], identity["guidance_until"]) == (1.5, 1)  # the checkpoint's own
     assert ModelGenerator.from_pretrained("mine", SamplingRecipe(guidance_scale=1)).identity == {
@@ -117,6 +157,17 @@ def test_the_identity_tells_checkpoints_of_one_name_and_recipes_apart(tmp_path, 
     changed = ModelGenerator.from_pretrained("mine", SamplingRecipe()).identity
     assert changed["revision"] != identity["revision"]
     assert {**changed, "revision": identity["revision"]} == identity
+
+
+def test_a_checkpoint_of_the_hub_is_known_by_its_commit(tmp_path, monkeypatch):
+    commit = "0123456789" * 4
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--owner--name"
+    shutil.copytree(resolve_checkpoint(TINY_JANUS_4O), repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(commit)
+    identity = ModelGenerator.from_pretrained("owner/name", SamplingRecipe()).identity
+    assert (identity["model"], identity["revision"]) == ("owner/name", commit)
 
 
 @pytest.mark.parametrize(
@@ -163,5 +214,7 @@ def test_long_texts_are_wrapped_and_pictures_keep_their_shape():
     pixels = np.asarray(short)
     red = (pixels == (255, 0, 0)).all(axis=2)
     assert (red.any(axis=0).sum(), red.any(axis=1).sum()) == (128, 32)
-    for sheet in (long, unbroken):
+    endless = contact_sheet(["drawn"], [("w" * 10**6, [])])
+    assert 40 * 18 < endless.height < 200 * 18
+    for sheet in (long, unbroken, endless):
         assert (np.asarray(sheet)[:, -6:] == 255).all()  # no text runs out of the sheet
