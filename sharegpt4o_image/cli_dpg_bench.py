@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`evaluate dpg-bench`."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -229,16 +230,22 @@ class _Run:
         from sharegpt4o_image.evaluation.benchmark_run import make_generator
         from sharegpt4o_image.evaluation.dpg_pictures import RESOLUTION
         from sharegpt4o_image.evaluation.dpg_run import PictureSource, draw
+        from sharegpt4o_image.evaluation.pretrained import short_name
 
         if self.images is not None:
             return PictureSource(self.images, self.resolution or RESOLUTION)
         generator = make_generator(self.model, self.base_url, self.recipe, self.journal_folder, self.budget_usd)
-        return draw(bench, generator, self.model or TINY_JANUS_4O, self.folder, self.seed, share, self.resolution)
+        name = short_name(self.model or TINY_JANUS_4O)
+        return draw(bench, generator, name, self.folder, self.seed, share, self.resolution)
 
 
 def _command(bench: "DpgBench", vqa: "Vqa", run: _Run) -> str:
     """How the run is repeated, without paths and addresses."""
-    pictures = ["--images DIR"] if run.images is not None else [f"--model {run.model} --seed {run.seed}"]
+    from sharegpt4o_image.checkpoints import TINY_JANUS_4O
+    from sharegpt4o_image.evaluation.pretrained import short_name
+
+    drawn = f"--model {shlex.quote(short_name(run.model or TINY_JANUS_4O))} --seed {run.seed}"
+    pictures = ["--images DIR"] if run.images is not None else [drawn]
     if run.base_url is not None:
         pictures += ["--base-url URL"]
     if run.resolution is not None:

@@ -154,11 +154,13 @@ def _surplus_notes(pictures: "PictureFolder") -> list[str]:
 
 def _command(name: str, source: "PictureSource", limit: int) -> str:
     """How the run is repeated, without paths and addresses of this machine."""
+    from sharegpt4o_image.evaluation.pretrained import short_name
+
     parts = [f"sharegpt4o-image evaluate {name} --limit {limit}"]
     if source.images is not None:
         return f"{parts[0]} --images IMAGES"
     parts += ["--base-url URL"] if source.base_url else []
-    parts += [f"-m {shlex.quote(source.model)}"] if source.model else []
+    parts += [f"-m {shlex.quote(short_name(source.model))}"] if source.model else []
     parts += [f"--seed {source.seed}"]
     recipe = source.recipe
     parts += [f"--guidance-scale {recipe.guidance_scale}"] if recipe.guidance_scale is not None else []

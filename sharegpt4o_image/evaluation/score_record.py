@@ -9,6 +9,7 @@ from typing import Any
 
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.evaluation.drawing import json_bytes, write_whole
+from sharegpt4o_image.synthesis.journal import printable
 
 FORMAT = 1
 
@@ -91,7 +92,7 @@ class ScoreRecord:
         lines = [self.name]
         lines += [f"  {line.name:{width}}  {_number_text(line, self.unit)}" for line in self.scores]
         lines.append(f"{self.num_scored:,} of {self.num_expected:,} scored, {len(self.missing):,} missing")
-        lines += [f"  {missing.item}: {missing.reason}" for missing in self.missing[:5]]
+        lines += [f"  {printable(missing.item)}: {printable(missing.reason)}" for missing in self.missing[:5]]
         if len(self.missing) > 5:
             lines.append(f"  ... and {len(self.missing) - 5:,} more, see the file of scores")
         return "\n".join(lines)
