@@ -16,7 +16,14 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.evaluation.drawing import write_whole
-from sharegpt4o_image.evaluation.score_files import ScoreFile, facts_text, is_variant, model_name, num_missing
+from sharegpt4o_image.evaluation.score_files import (
+    ScoreFile,
+    drawn_by,
+    is_variant,
+    judged_by,
+    model_name,
+    num_missing,
+)
 from sharegpt4o_image.evaluation.score_record import ScoreRecord
 
 # Where the items of a benchmark are published (our choice). GenEval and DPG-Bench are published on GitHub: their data
@@ -84,6 +91,14 @@ def one_model(files: Sequence[ScoreFile]) -> list[ScoreRecord]:
     models = sorted({model_name(file.record) for file in files})
     if len(models) > 1:
         raise UserError(f"the scores are of {len(models)} models ({', '.join(models)}); give those of one")
+    weights = sorted(
+        {str(file.record.generator["revision"]) for file in files if file.record.generator.get("revision")}
+    )
+    if len(weights) > 1:
+        raise UserError(
+            f"the scores are of {len(weights)} models called {models[0]} (revisions {', '.join(weights)}); give those "
+            "of one"
+        )
     paths: dict[str, Path] = {}
     for file in files:
         name = file.record.name
@@ -161,8 +176,8 @@ def notes_of(record: ScoreRecord) -> str:
         f"{line.name} of {record.unit:g}",
         f"95 % interval {interval}",
         f"{record.num_scored:,} of {record.num_expected:,} scored, {num_missing(record):,} missing",
-        f"judged by {facts_text(record.judge)}" if record.judge else "judge not recorded",
-        f"drawn by {facts_text(record.generator)}" if record.generator else "sampling not recorded",
+        f"judged by {judged_by(record)}",
+        f"drawn by {drawn_by(record)}",
     ]
     return "; ".join(parts)
 

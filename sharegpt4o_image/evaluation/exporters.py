@@ -103,7 +103,7 @@ def _write_png(picture: LayoutPicture, path: Path) -> bool:
     if is_png and picture.box is None:
         shutil.copyfile(picture.path, path)
     else:
-        picture.open().save(path, "PNG")
+        picture.open().convert("RGB").save(path, "PNG")  # PNG has no CMYK
     return not is_png
 
 

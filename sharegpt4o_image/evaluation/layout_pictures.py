@@ -8,6 +8,7 @@ imgedit     <key>.png                                      ->  1023
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from sharegpt4o_image.errors import UserError
+from sharegpt4o_image.evaluation.dpg_pictures import GRID_SIDE, RESOLUTION, crop_boxes, has_odd_size
 from sharegpt4o_image.evaluation.drawing import RECIPE_FILE
 from sharegpt4o_image.evaluation.score_record import MissingItem
 
@@ -65,7 +67,7 @@ class LayoutFolder:
 
 
 def read_layout(
-    folder: Path, layout: str, prompts: Mapping[str, str] | None = None, resolution: int = 384
+    folder: Path, layout: str, prompts: Mapping[str, str] | None = None, resolution: int = RESOLUTION
 ) -> LayoutFolder:
     """Look through a folder; every picture is decoded once, so that what is unreadable is known now.
 
@@ -133,11 +135,12 @@ def _prompt_of(path: Path) -> str:
 def _flat(
     folder: Path, prompts: Mapping[str, str], cut: Callable[[Path], list[Box | None]], left_out: list[MissingItem]
 ) -> Iterator[LayoutPicture]:
-    for path in sorted(folder.iterdir()):
-        item = path.name.split(".")[0]
-        if path.name == RECIPE_FILE:
-            continue
-        fault = _name_fault(path, item, prompts)
+    paths = sorted(path for path in folder.iterdir() if path.name != RECIPE_FILE)
+    faults = {path: _name_fault(path, _item_of(path), prompts) for path in paths}
+    times = Counter(_item_of(path) for path in paths if faults[path] is None)
+    for path in paths:
+        item = _item_of(path)
+        fault = faults[path] or (f"one of {times[item]} of its item" if times[item] > 1 else None)
         if fault is not None:
             left_out.append(MissingItem(path.name, fault))
             continue
@@ -149,6 +152,11 @@ def _flat(
         for index, box in enumerate(boxes):
             name = item if boxes == [None] else f"{item}_{index}"
             yield LayoutPicture(name, item, path, prompts[item], box)
+
+
+def _item_of(path: Path) -> str:
+    """The name up to the first dot, as in the official script of DPG-Bench."""
+    return path.name.split(".")[0]
 
 
 def _name_fault(path: Path, item: str, prompts: Mapping[str, str]) -> str | None:
@@ -171,8 +179,8 @@ def _cells(side: int) -> Callable[[Path], list[Box | None]]:
             size = picture.size
         if size == (side, side):
             return [None]
-        if size != (2 * side, 2 * side):
+        if has_odd_size(size, side):
             raise ValueError(f"is {size[0]} x {size[1]} pixels, not {side} or {2 * side} a side; see --resolution")
-        return [(x, y, x + side, y + side) for y in (0, side) for x in (0, side)]
+        return [*crop_boxes(side, GRID_SIDE**2)]
 
     return cut

@@ -35,13 +35,14 @@ class PublishedGroup:
     Args:
         source (`str`): where the numbers are printed.
         rows (`tuple`): in the order of the source.
-        is_comparable (`bool`, *optional*, defaults to `False`):
-            Its protocol is known well enough for our scores under the benchmark's plain name to be compared with it.
+        compared (`tuple`):
+            Names of the scores whose protocol is known well enough for ours, under the benchmark's plain name, to be
+            compared with them.
     """
 
     source: str
     rows: tuple[PublishedRow, ...]
-    is_comparable: bool = False
+    compared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ _GENEVAL_TABLE = PublishedTable(
     columns=_GENEVAL_COLUMNS,
     decimals=2,
     groups=(
-        PublishedGroup(f"{PAPER}, Table 1", _GENEVAL, is_comparable=True),
+        PublishedGroup(f"{PAPER}, Table 1", _GENEVAL, compared=tuple(_GENEVAL_COLUMNS)),
         PublishedGroup("Janus-Pro's own report", (PublishedRow("Janus-Pro-7B", {"overall": 0.80}),)),
     ),
     notes=(
@@ -137,7 +138,7 @@ _DPG_TABLE = PublishedTable(
     columns=_DPG_COLUMNS,
     decimals=2,
     groups=(
-        PublishedGroup(f"{PAPER}, Table 2", _DPG, is_comparable=True),
+        PublishedGroup(f"{PAPER}, Table 2", _DPG, compared=("overall",)),
         PublishedGroup("Janus-Pro's own report", (PublishedRow("Janus-Pro-7B", {"overall": 84.19}),)),
     ),
     notes=(
@@ -145,7 +146,8 @@ _DPG_TABLE = PublishedTable(
         "Plain DPG-Bench means the VQA model mPLUG-large. Another one moves the score by points: on the same pictures "
         "of DSG-1k, PaLI-17B gives 80.4, mPLUG-large 83.0 and InstructBLIP 86.8. It needs its own baselines.",
         "The official script mixes up the categories when it runs with several processes, as its documentation "
-        "advises, so the published category columns may be mixtures; the overall score is not touched by it.",
+        "advises, so the published category columns may be mixtures. The overall score is not touched by it; it "
+        "alone is compared.",
     ),
 )
 
@@ -185,8 +187,8 @@ _IMGEDIT_TABLE = PublishedTable(
         PublishedGroup("ImgEdit's later table; judge GPT-4.1", _IMGEDIT_GPT_41),
     ),
     notes=(
-        "Never mix tables of different judges: GPT-4.1 rates the same model up to 0.9 lower on a type than GPT-4o "
-        "(Step1X-Edit, action). Compare only rows of the same judge.",
+        "Never mix tables of different judges: the table of GPT-4.1 has the same model up to 0.9 lower on a type "
+        "than that of GPT-4o (Step1X-Edit, action). Compare only rows of the same judge.",
         "The paper names no judge, so no difference to its rows is shown. Its rows stand beside the first table of "
         "ImgEdit, made before the judge was changed to GPT-4.1.",
         "The paper has eight of the nine types, without adjust. Avg. of 8 (paper8) is the mean of these eight, "

@@ -5,7 +5,7 @@ Everything here is plain text; `report_page` makes HTML or Markdown of it.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from textwrap import shorten
 
 from sharegpt4o_image.evaluation.published_scores import JANUS_4O, PUBLISHED, PublishedTable
@@ -25,11 +25,15 @@ from sharegpt4o_image.evaluation.report_tables import (
 from sharegpt4o_image.evaluation.score_files import (
     ScoreFile,
     StudyFile,
-    facts_text,
+    date_of,
+    drawn_by,
     is_variant,
+    judged_by,
     model_name,
     num_missing,
+    shown,
     shown_command,
+    shown_text,
     unnamed_missing,
 )
 from sharegpt4o_image.evaluation.score_record import ScoreLine, ScoreRecord
@@ -59,7 +63,7 @@ def _same_names(files: Sequence[ScoreFile]) -> list[str]:
         groups.setdefault(_identity(file.record), []).append(file)
     return [
         f"{len(group)} records are {name} of {model}; all are shown, by their dates: "
-        + ", ".join(f"{file.path} ({_date(file.record)})" for file in group)
+        + ", ".join(f"{shown(str(file.path))} ({date_of(file.record)})" for file in group)
         for (name, model), group in groups.items()
         if len(group) > 1
     ]
@@ -67,10 +71,6 @@ def _same_names(files: Sequence[ScoreFile]) -> list[str]:
 
 def _identity(record: ScoreRecord) -> tuple[str, str]:
     return record.name, model_name(record)
-
-
-def _date(record: ScoreRecord) -> str:
-    return record.created_at or "a date that is not recorded"
 
 
 # ------------------------------------------------------------------ scores
@@ -100,14 +100,16 @@ def _score_table(benchmark: str, files: Sequence[ScoreFile]) -> Table:
 def _unpublished(benchmark: str, records: Sequence[ScoreRecord]) -> PublishedTable:
     """A table of its own for a benchmark that nobody published scores of, with the columns that the records have."""
     columns = {line.name: line.name.replace("_", " ") for record in records for line in record.scores}
-    note = "The references of this project hold no published scores of this benchmark."
+    note = "No published scores of this benchmark are known here."
     return PublishedTable(benchmark, columns, 3, (), (note,))
 
 
 def _labels(records: Sequence[ScoreRecord]) -> list[str]:
     """The models, with the date where several records are of the same name and model."""
     times = Counter(map(_identity, records))
-    return [model_name(record) + (f" ({_date(record)})" if times[_identity(record)] > 1 else "") for record in records]
+    return [
+        model_name(record) + (f" ({date_of(record)})" if times[_identity(record)] > 1 else "") for record in records
+    ]
 
 
 def _rows_of(record: ScoreRecord, label: str, table: PublishedTable, footnotes: Footnotes) -> list[Row]:
@@ -133,17 +135,20 @@ def _cell(line: ScoreLine | None, decimals: int) -> Cell:
         return Cell()
     text = f"{line.value:.{decimals}f}"
     if line.low is None or line.high is None:
-        return Cell(text, NO_INTERVAL, line.value)
+        return Cell(text, NO_INTERVAL, line.value, count=line.count)
     interval = f"{line.low:.{decimals}f} to {line.high:.{decimals}f}"
-    return Cell(text, interval, line.value, line.low, line.high)
+    return Cell(text, interval, line.value, line.low, line.high, line.count)
 
 
-def _compared_with(record: ScoreRecord, table: PublishedTable) -> Mapping[str, float] | None:
-    """The paper's row of Janus-4o, if the record is complete and measured by the benchmark's plain protocol."""
+def _compared_with(record: ScoreRecord, table: PublishedTable) -> dict[str, float] | None:
+    """The paper's scores of Janus-4o, if the record is complete and measured by the benchmark's plain protocol."""
     if is_variant(record) or not _is_whole(record):
         return None
-    rows = [row for group in table.groups if group.is_comparable for row in group.rows if row.model == JANUS_4O]
-    return rows[0].scores if rows else None
+    for group in table.groups:
+        for row in group.rows:
+            if group.compared and row.model == JANUS_4O:
+                return {name: row.scores[name] for name in group.compared}
+    return None
 
 
 def _is_whole(record: ScoreRecord) -> bool:
@@ -166,9 +171,10 @@ def _differences(record: ScoreRecord, table: PublishedTable) -> list[str | None]
     """What keeps a record from being compared with the published rows, or what to know when one does."""
     return [
         _variant_note(record),
-        f"Drawn by {facts_text(record.generator)}." if record.generator else "Seeds and sampling are not recorded.",
-        f"Judged by {facts_text(record.judge) or 'what is not recorded'}, on {_date(record)}.",
+        f"Drawn by {drawn_by(record)}.",
+        f"Judged by {judged_by(record)}, on {date_of(record)}.",
         _missing_note(record),
+        _width_note(record),
         _other_scores(record, table),
     ]
 
@@ -189,6 +195,15 @@ def _missing_note(record: ScoreRecord) -> str | None:
     return f"{number:,} of {record.num_expected:,} items have no score; the scores are of the others."
 
 
+def _width_note(record: ScoreRecord) -> str | None:
+    if not any(line.low is not None and line.low == line.high for line in record.scores):
+        return None
+    return (
+        "An interval of no width says that all resamples agree, as they do where all items of a part score alike, not "
+        "that the score is exact."
+    )
+
+
 def _other_scores(record: ScoreRecord, table: PublishedTable) -> str | None:
     """Scores that the table has no column for."""
     decimals = 3 if record.unit == 1 else 2
@@ -199,7 +214,7 @@ def _other_scores(record: ScoreRecord, table: PublishedTable) -> str | None:
 
 def _missing(record: ScoreRecord, label: str) -> Missing:
     missing = unnamed_missing(record)
-    items = [(one.item, shorten(one.reason, MAX_REASON)) for one in missing[:NUM_ITEMS_SHOWN]]
+    items = [(one.item, shorten(shown_text(one.reason), MAX_REASON)) for one in missing[:NUM_ITEMS_SHOWN]]
     if len(missing) > NUM_ITEMS_SHOWN:
         items.append((f"{num_missing(record) - NUM_ITEMS_SHOWN:,} more", "see the file of scores"))
     return Missing(f"{label}, {record.name}", num_missing(record), record.num_expected, tuple(items))

@@ -55,6 +55,10 @@ dt { color: var(--quiet); } dd { margin: 0; overflow-wrap: anywhere; }
 }
 @page { size: A4 landscape; margin: 12mm; }
 """
+_LEGEND = (
+    "The rows called ours come first in each table. Below a score stand its 95 % interval and n, the pictures, items "
+    "or answers that it is the mean of. A dash is what was not measured, or not published."
+)
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 # What begins markup, an address that GitHub would link, or, at the start, a list. Notes are longer than what
 # `card_text.prose` keeps.
@@ -81,7 +85,7 @@ def to_html(report: Report) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
         f"<title>{_html(report.title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{_html(report.title)}</h1>\n{warnings}\n{sections}</body>\n</html>\n"
+        f"<h1>{_html(report.title)}</h1>\n<p>{_html(_LEGEND)}</p>\n{warnings}\n{sections}</body>\n</html>\n"
     )
 
 
@@ -117,7 +121,12 @@ def _html_row(row: Row, section: int) -> str:
 
 
 def _html_cell(cell: Cell) -> str:
-    return f"<td>{_html(cell.text)}" + (f"<small>{_html(cell.interval)}</small>" if cell.interval else "") + "</td>"
+    return f"<td>{_html(cell.text)}" + "".join(f"<small>{_html(line)}</small>" for line in _below(cell)) + "</td>"
+
+
+def _below(cell: Cell) -> list[str]:
+    """The small lines below a number."""
+    return [line for line in (cell.interval, "" if cell.count is None else f"n = {cell.count:,}") if line]
 
 
 def _html_notes(notes: Iterable[str]) -> str:
@@ -162,6 +171,7 @@ def to_markdown(report: Report) -> str:
     """Tables as GitHub shows them."""
     parts = [
         f"# {escape_markdown(report.title)}",
+        escape_markdown(_LEGEND),
         *(f"> **Warning:** {escape_markdown(warning)}" for warning in report.warnings),
     ]
     for section in report.tables:
@@ -192,7 +202,7 @@ def _markdown_row(row: Row) -> tuple[str, ...]:
 
 
 def _markdown_cell(cell: Cell) -> str:
-    return escape_markdown(cell.text) + (f"<br><sub>{escape_markdown(cell.interval)}</sub>" if cell.interval else "")
+    return escape_markdown(cell.text) + "".join(f"<br><sub>{escape_markdown(line)}</sub>" for line in _below(cell))
 
 
 def _markdown_missing(missing: Missing) -> str:

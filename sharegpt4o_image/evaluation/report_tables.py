@@ -12,13 +12,14 @@ NO_INTERVAL = "no interval"
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of a table, and its 95 % interval; `text` and `interval` are what is shown."""
+    """A number of a table, its 95 % interval, and of how many it is the mean; `text` and `interval` are shown."""
 
     text: str = "-"
     interval: str = ""
     value: float | None = None
     low: float | None = None
     high: float | None = None
+    count: int | None = None
 
 
 @dataclass(frozen=True)

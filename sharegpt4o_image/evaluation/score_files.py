@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -19,7 +20,11 @@ from sharegpt4o_image.evaluation.score_record import MissingItem, ScoreLine, Sco
 
 _PATTERNS = ("**/scores/*.json", "**/preference*.json")
 _STUDY_KEYS = {"pairs", "bradley_terry_groups", "votes"}
-_CREDENTIALS = re.compile(r"(?<=//)[^/@\s]+@")
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]*@")
+_QUERY = re.compile(r"(://[^\s?#]*)[?#][^\s\"')\]]*")  # may hold a key
+_FOLDERS = re.compile(  # of an absolute path within a text
+    r"(?<![^\s\"'(\[=,:])(?:file://)?(?:~[^\s/]*/|/|[A-Za-z]:[\\/])(?:[^\s\"'/\\]+[/\\])+(?=[^\s/\\])"
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,10 @@ def _files(paths: Iterable[Path]) -> list[Path]:
 def _study_numbers(path: Path) -> Mapping[str, Any] | None:
     """The numbers of a preference report; None for anything else, which `read_record` tells about."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        text = path.read_text(encoding="utf-8")
+        if not all(f'"{key}"' in text for key in _STUDY_KEYS):  # so that a file of scores is parsed only once
+            return None
+        data = json.loads(text, parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) and data.keys() >= _STUDY_KEYS else None
@@ -113,6 +121,8 @@ def _fault(record: ScoreRecord) -> str | None:
             return f"`{name}` is {getattr(record, name)!r}, not a text"
     if not record.benchmark or not record.name:
         return "it does not name its benchmark"
+    if record.created_at and not _is_date(record.created_at):
+        return f"`created_at` is {record.created_at!r}, not a date"
     if not isinstance(record.model, str | None) or not isinstance(record.command, str | None):
         return "`model` or `command` is not a text"
     if not all(isinstance(part, Mapping) for part in (record.generator, record.judge, record.details)):
@@ -122,6 +132,8 @@ def _fault(record: ScoreRecord) -> str | None:
     counts = (record.num_expected, record.num_scored)
     if not all(isinstance(count, int) and count >= 0 for count in counts):
         return f"`num_expected` and `num_scored` are {counts}"
+    if record.num_scored > record.num_expected:
+        return f"it has {record.num_scored} scored of {record.num_expected} items"
     if not all(isinstance(text, str) for missing in record.missing for text in (missing.item, missing.reason)):
         return "an entry of `missing` has no text"
     return next(filter(None, map(_line_fault, record.scores)), None)
@@ -138,6 +150,14 @@ def _line_fault(line: ScoreLine) -> str | None:
     if not isinstance(line.count, int | None):
         return f"the count of {line.name} is {line.count!r}"
     return None
+
+
+def _is_date(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_number(value: object) -> bool:
@@ -168,6 +188,26 @@ def model_name(record: ScoreRecord) -> str:
     return "pictures of a folder" if record.model is None else shown(record.model)
 
 
+def drawn_by(record: ScoreRecord) -> str:
+    """Identity and recipe of what drew the pictures, or that nobody recorded them."""
+    facts = facts_text(record.generator)
+    if record.model is not None:
+        return facts or "what was not recorded"
+    return "an unknown model, as only their folder was given" + (f" ({facts})" if facts else "")
+
+
+def judged_by(record: ScoreRecord) -> str:
+    """Identity of what judged the pictures, or that nobody recorded it."""
+    return facts_text(record.judge) or "what was not recorded"
+
+
+def date_of(record: ScoreRecord) -> str:
+    """When it was measured, to the second."""
+    if not _is_date(record.created_at):
+        return shown_text(record.created_at) or "a date that was not recorded"
+    return datetime.fromisoformat(record.created_at).isoformat(timespec="seconds")
+
+
 def shown_command(record: ScoreRecord) -> str | None:
     """The command, without the folders of this machine."""
     if record.command is None:
@@ -186,14 +226,23 @@ def _shown_word(word: str) -> str:
 
 
 def shown(text: str) -> str:
-    """A text without credentials in addresses; of an absolute path, its last part.
+    """A value without credentials in addresses; of an absolute path, its last part.
 
-    >>> shown("/home/me/runs/tiny"), shown("https://me:secret@host/v1"), shown("org/model")
+    >>> shown("/home/me/runs/tiny"), shown("https://me:secret@host/v1?key=1"), shown("org/model")
     ('tiny', 'https://host/v1', 'org/model')
     """
     if text.startswith(("/", "~")) or PureWindowsPath(text).is_absolute():
         return PureWindowsPath(text).name or text  # takes both kinds of slashes
-    return _CREDENTIALS.sub("", text)
+    return shown_text(text)
+
+
+def shown_text(text: str) -> str:
+    """A sentence without credentials, and without the folders of the absolute paths in it.
+
+    >>> shown_text("/home/me/out/1.png is damaged (see /tmp/a/log)")
+    '1.png is damaged (see log)'
+    """
+    return _FOLDERS.sub("", _QUERY.sub(r"\1", _CREDENTIALS.sub("", text)))
 
 
 def facts_text(facts: Mapping[str, Any]) -> str:
@@ -211,5 +260,13 @@ def _flat(facts: Mapping[str, Any], prefix: str) -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             lines += _flat(value, f"{prefix}{name} ")
         elif value is not None:
-            lines.append((f"{prefix}{name}", shown(value) if isinstance(value, str) else json.dumps(value)))
+            lines.append((f"{prefix}{name}", _value_text(value)))
     return lines
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, Mapping):
+        return f"({facts_text(value)})"
+    return " + ".join(map(_value_text, value)) if isinstance(value, list | tuple) else json.dumps(value)

@@ -25,8 +25,17 @@ from sharegpt4o_image.builders.model_card import (
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.evaluation.drawing import write_whole
 from sharegpt4o_image.evaluation.eval_results import model_index_of, one_model
+from sharegpt4o_image.evaluation.pretrained import weights_digest
 from sharegpt4o_image.evaluation.report_page import escape_markdown
-from sharegpt4o_image.evaluation.score_files import ScoreFile, facts_text, is_variant, num_missing, shown_command
+from sharegpt4o_image.evaluation.score_files import (
+    ScoreFile,
+    date_of,
+    drawn_by,
+    is_variant,
+    judged_by,
+    num_missing,
+    shown_command,
+)
 from sharegpt4o_image.evaluation.score_record import ScoreRecord
 
 _CARD = re.compile(r"\A---\n(?P<metadata>.*?\n)---\n\n# (?P<title>[^\n]*)\n(?P<body>.*)\Z", re.DOTALL)
@@ -71,15 +80,12 @@ def scores_note_of(records: Sequence[ScoreRecord]) -> str:
 
 
 def _note(record: ScoreRecord) -> str:
-    drawn = facts_text(record.generator) or "what was not recorded"
-    if record.model is None:
-        drawn = "an unknown model: only their folder was given, and nobody recorded who drew them"
     parts = [
         f"{record.num_scored:,} of {record.num_expected:,} items scored, {num_missing(record):,} missing",
         f"best possible {record.unit:g}",
-        f"judged by {facts_text(record.judge) or 'what was not recorded'}",
-        f"pictures drawn by {drawn}",
-        f"measured on {record.created_at}" if record.created_at else "date not recorded",
+        f"judged by {judged_by(record)}",
+        f"pictures drawn by {drawn_by(record)}",
+        f"measured on {date_of(record)}",
         f"a variant: not comparable with published {record.benchmark}" if is_variant(record) else "",
     ]
     return "; ".join(filter(None, parts)) + "."
@@ -131,9 +137,17 @@ def _is_ours(text: str) -> bool:
 
 
 def _check_model(record: ScoreRecord, checkpoint: Path, title: str, called: str | None) -> None:
-    """Refuse the scores of another model."""
+    """Refuse the scores of another model, or of other weights in the same folder."""
     if record.model is None:
         return
+    revision, digest = record.generator.get("revision"), weights_digest(checkpoint)
+    if called is None and digest and isinstance(revision, str) and len(revision) == len(digest):
+        if revision == digest:
+            return
+        raise UserError(
+            f"the scores are of other weights ({revision}) than those in {checkpoint} ({digest}); measure these, or "
+            f"say with --model {record.model} that they are the same"
+        )
     folder = checkpoint.resolve()
     names = {folder.name, html.unescape(title)} if called is None else {called}
     is_it = record.model in names or Path(record.model).name in names or Path(record.model).resolve() == folder

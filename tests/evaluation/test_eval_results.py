@@ -17,6 +17,7 @@ from sharegpt4o_image.builders.model_card import ModelCardFacts, Sweep, Training
 from sharegpt4o_image.checkpoints import ASSETS_DIR
 from sharegpt4o_image.errors import UserError
 from sharegpt4o_image.evaluation.eval_results import DATASET_IDS, entries_of, task_id_of
+from sharegpt4o_image.evaluation.pretrained import weights_digest
 from sharegpt4o_image.evaluation.score_files import ScoreFile
 from sharegpt4o_image.evaluation.score_record import MissingItem, ScoreLine, ScoreRecord, write_scores
 from sharegpt4o_image.evaluation.scored_card import fill_card, scores_of
@@ -108,6 +109,12 @@ def test_a_variant_never_stands_under_the_plain_task(name: str) -> None:
         ((PLAIN,), {"geneval": "org/x"}, {"geneval": "../x"}, "cannot be a task id"),
         ((PLAIN, PLAIN), {"geneval": "org/x"}, {}, "0.json and 1.json both hold geneval"),
         ((PLAIN, replace(VARIANT, model="other")), {}, {}, r"are of 2 models \(org/janus, other\)"),
+        (
+            tuple(replace(one, generator={"revision": one.name[-2:]}) for one in (PLAIN, VARIANT)),
+            {},
+            {},
+            r"are of 2 models called org/janus \(revisions al, r\]\)",
+        ),
         (
             (replace(PLAIN, name="geneval[a/b]"), replace(PLAIN, name="geneval[a b]")),
             {"geneval": "org/x"},
@@ -256,6 +263,17 @@ def test_scores_of_another_model_are_refused(tmp_path: Path) -> None:
     assert fill_card(files_of(replace(PLAIN, model=str(checkpoint))), checkpoint).num_scores == 2
     fill_card(files_of(replace(PLAIN, model=None)), checkpoint)
     assert "an unknown model" in (checkpoint / "README.md").read_text()
+
+
+def test_scores_of_other_weights_are_refused(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(tmp_path / "final")
+    (checkpoint / "model.safetensors").write_bytes(b"trained on")
+    earlier = replace(PLAIN, model="final", generator={"revision": "0123456789abcdef"})
+    with pytest.raises(UserError, match=r"other weights \(0123456789abcdef\) than those in"):
+        fill_card(files_of(earlier), checkpoint)
+    assert fill_card(files_of(earlier), checkpoint, called="final").num_scores == 2
+    same = replace(PLAIN, model="elsewhere", generator={"revision": weights_digest(checkpoint)})
+    assert fill_card(files_of(same), checkpoint).num_scores == 2
 
 
 def test_text_from_outside_cannot_break_out_of_the_card(tmp_path: Path) -> None:

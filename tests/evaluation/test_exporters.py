@@ -112,6 +112,21 @@ def test_a_jpeg_called_png_is_written_as_png_and_told(tmp_path: Path, imgedit: P
     pixel(tmp_path / "flat" / "7.png")
 
 
+def test_a_cmyk_jpeg_called_png_is_written_as_png(tmp_path: Path, imgedit: Path) -> None:
+    Image.new("CMYK", (8, 8)).save(imgedit / "7.png", format="JPEG")
+    assert to_torch_fidelity(edits_in(imgedit), tmp_path / "flat").num_pictures == 3
+    assert pixel(tmp_path / "flat" / "7.png") == (255, 255, 255)
+
+
+def test_two_pictures_of_an_item_are_left_out_by_name(imgedit: Path) -> None:
+    plain(imgedit / "22.old.png")
+    found = edits_in(imgedit)
+    assert [picture.item for picture in found.pictures] == ["1023"]
+    reasons = [(one.item, one.reason) for one in found.left_out]
+    assert reasons == [(name, "one of 2 of its item") for name in ("22.old.png", "22.png")]
+    assert found.missing == ("22", "7")
+
+
 def test_a_thousand_pictures_bring_no_warning(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     first = plain(folder / "0.png", side=1)

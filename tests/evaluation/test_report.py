@@ -9,18 +9,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sharegpt4o_image.errors import UserError
-from sharegpt4o_image.evaluation import preference_report
+from sharegpt4o_image.evaluation import dpg_record, preference_report, score_files
+from sharegpt4o_image.evaluation.dpg_questions import Item
 from sharegpt4o_image.evaluation.preference_votes import read_votes
 from sharegpt4o_image.evaluation.published_scores import PREFERENCE, PUBLISHED
-from sharegpt4o_image.evaluation.report import build_report
+from sharegpt4o_image.evaluation.report import OFFICIAL_LOSS, build_report
 from sharegpt4o_image.evaluation.report_page import escape_markdown, to_html, to_markdown
 from sharegpt4o_image.evaluation.report_tables import Report, Row, Table
-from sharegpt4o_image.evaluation.score_files import ScoreFile, read_measurements
+from sharegpt4o_image.evaluation.score_files import ScoreFile, read_measurements, shown_text
 from sharegpt4o_image.evaluation.score_record import MissingItem, ScoreLine, ScoreRecord, write_scores
 
 SHARED = Path(__file__).parents[3] / "shared" / "reference"
@@ -156,9 +158,18 @@ def test_what_the_official_dpg_script_loses_does_not_forbid_the_comparison() -> 
     table = table_of(dpg)
     [difference], [ours] = rows_of(table, "difference"), rows_of(table, "ours")
     assert difference.cells[-1].text == "-0.71"
+    assert {cell.text for cell in difference.cells[:-1]} == {"-"}  # published categories may be mixtures
     assert (ours.cells[0].text, ours.cells[0].interval) == ("90.00", "no interval")
     assert ours.cells[1].text == "-"
     assert "1 of 1,065 items have no score" in " ".join(notes_of(table, ours))
+
+
+def test_the_official_loss_is_known_by_the_words_of_its_record() -> None:
+    item = Item("a", "a text", ())
+    bench: Any = SimpleNamespace(items=(item,), first_row="drop")
+    scores: Any = SimpleNamespace(per_image={}, failed={"a": "KeyError"})
+    [missing] = dpg_record._missing(bench, {}, scores)
+    assert missing.reason.startswith(OFFICIAL_LOSS)
 
 
 def test_imgedit_is_never_compared_across_judges() -> None:
@@ -217,6 +228,50 @@ def test_no_folder_of_this_machine_and_no_credential_is_shown() -> None:
     assert "secret" not in text
     assert rows_of(table, "ours")[0].label == "ours"
     assert table.protocols[0].facts[0] == ("command", "sharegpt4o-image evaluate geneval -m ours --output=out")
+
+
+def test_no_folder_of_this_machine_is_shown_in_lists_reasons_and_warnings() -> None:
+    one = record(
+        judge={"models": ["/home/me/qwen", "https://me:secret@host"], "parts": [{"path": "/home/me/x"}]},
+        missing=(MissingItem("00001", "/home/me/out/1.png is damaged (see file:///home/me/log)"),),
+        num_scored=2211,
+    )
+    report = build_report([ScoreFile(Path(f"/home/me/{name}/geneval.json"), one) for name in "ab"], [])
+    for page in (to_html(report), to_markdown(report)):
+        assert "home" not in page
+        assert "secret" not in page
+        assert "1.png is damaged" in page
+    assert "models qwen + https://host" in " ".join(report.tables[0].footnotes)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("https://me:a@b@host/v1", "https://host/v1"),
+        ("https://host/v1?api_key=secret", "https://host/v1"),
+        ("an answer of a/b, 3/4 or and/or", "an answer of a/b, 3/4 or and/or"),
+        ("opened '/a/b/c.png', C:\\Users\\me\\d.png and ~/e/f", "opened 'c.png', d.png and f"),
+    ],
+)
+def test_a_sentence_loses_credentials_and_folders_alone(text: str, expected: str) -> None:
+    assert shown_text(text) == expected
+
+
+def test_pictures_of_a_folder_are_of_an_unknown_model() -> None:
+    table = table_of(record(model=None, generator={"resolution": 384}))
+    [ours] = rows_of(table, "ours")
+    assert "Drawn by an unknown model, as only their folder was given (resolution 384)." in notes_of(table, ours)
+
+
+def test_a_row_tells_of_how_many_and_when_an_interval_has_no_width() -> None:
+    exact = record(scores=(ScoreLine("overall", 1.0, 1.0, 1.0, 2212),), created_at="2026-12-01T01:58:23.676118+00:00")
+    table = table_of(exact)
+    [ours] = rows_of(table, "ours")
+    assert ours.cells[-1].count == 2212
+    assert "<small>n = 2,212</small>" in to_html(report_of(exact))
+    assert any(note.startswith("An interval of no width") for note in notes_of(table, ours))
+    assert not any(note.startswith("An interval of no width") for note in table_of(record()).footnotes)
+    assert any("on 2026-12-01T01:58:23+00:00." in note for note in notes_of(table, ours))
 
 
 # ------------------------------------------------------------------ human preference
@@ -284,6 +339,8 @@ def _write(path: Path, **changes: Any) -> Path:
         ('"generator": {', '"generator": [], "x": {', "unexpected keyword"),
         ('"unit": 1', '"unit": 0', "unit"),
         ('"format": 1', '"format": 2', "another version"),
+        ('"num_scored": 2212', '"num_scored": 2213', "2213 scored of 2212"),
+        ('"created_at": "2026-12-01', '"created_at": "last week', "not a date"),
     ],
 )
 def test_a_file_with_a_wrong_value_is_refused_by_name(tmp_path: Path, old: str, new: str, fault: str) -> None:
@@ -313,6 +370,20 @@ def test_files_are_found_below_folders_and_read_once(tmp_path: Path) -> None:
         "b/scores/geneval.json",
     ]
     assert studies == []
+
+
+def test_a_file_of_scores_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = _write(tmp_path)
+    parsed: list[str] = []
+    loads = json.loads
+
+    def counted(text: str, **options: Any) -> Any:
+        parsed.append(text)
+        return loads(text, **options)
+
+    monkeypatch.setattr(score_files.json, "loads", counted)
+    read_measurements([path])
+    assert len(parsed) == 1
 
 
 # ------------------------------------------------------------------ pages
@@ -379,7 +450,7 @@ def test_tables_of_markdown_are_whole() -> None:
     assert lines[1] == "|" + " --- |" * 8
     assert lines[0] == "| Model | Single | Two | Counting | Colors | Position | Color attr. | Overall |"
     assert "| Janus-4o | 1.00 | 0.92 | 0.58 | 0.88 | 0.70 | 0.70 | 0.80 |" in lines
-    assert "0.830<br><sub>0.810 to 0.850</sub> |" in lines[3]
+    assert "0.830<br><sub>0.810 to 0.850</sub><br><sub>n = 2,212</sub> |" in lines[3]
 
 
 def test_escaping_keeps_what_is_no_markup() -> None:
