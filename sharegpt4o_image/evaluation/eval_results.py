@@ -151,8 +151,8 @@ def task_id_of(record: ScoreRecord) -> str:
 
 
 def _entry(record: ScoreRecord, dataset_id: str, task_id: str, source: Source) -> EvalResultEntry:
-    if source.url is not None and not source.url.startswith(("https://", "http://")):
-        raise UserError(f"--source-url is {source.url!r}; give an address that begins with https://")
+    if source.url is not None and not re.match(r"https?://[^/?#@\s]+([/?#]|\Z)", source.url):
+        raise UserError("--source-url is no public address; give one that begins with https:// and has no password")
     try:
         return EvalResultEntry(
             dataset_id=dataset_id,

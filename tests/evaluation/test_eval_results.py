@@ -143,6 +143,7 @@ def test_the_hub_takes_the_data_sets_that_we_chose() -> None:
         (("-o", "model"), "is not called .eval_results"),
         (("-o", "x/.eval_results", "--source-name", "x"), "--source-name needs --source-url"),
         (("-o", "x/.eval_results", "--source-url", "javascript:1"), "begins with https://"),
+        (("-o", "x/.eval_results", "--source-url", "https://me:secret@host/x"), "has no password"),
         (("-o", "x/.eval_results", "--task-id", "="), "is not NAME=VALUE"),
     ],
 )
@@ -151,6 +152,7 @@ def test_faults_of_results_are_one_sentence(run: Run, tmp_path: Path, arguments:
     code, out, err = run("evaluate", "results", path, "--dataset-id", "org/geneval", *arguments)
     assert (code, out) == (2, "")
     assert fault in err
+    assert "secret" not in err
     assert not Path("x").exists()
     assert not Path("model").exists()
 
