@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`evaluate imgedit` and `evaluate judge-agreement`."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -106,7 +107,7 @@ def imgedit(
     from sharegpt4o_image.evaluation.imgedit_run import run_imgedit
 
     settings.check_price()
-    outcome = run_imgedit(benchmark, source, settings, output, _command(benchmark, settings, limit))
+    outcome = run_imgedit(benchmark, source, settings, output, _command(benchmark, source, settings, limit))
     if outcome is None:
         return
     shown = outcome.record.to_json() | dict(outcome.scored[0])
@@ -165,11 +166,23 @@ def _print_plan(benchmark: "Benchmark", source: Any, settings: "JudgeSettings", 
     print_result(plan.to_json(), plan.to_text(), as_json)
 
 
-def _command(benchmark: "Benchmark", settings: "JudgeSettings", limit: int | None) -> str:
+def _command(benchmark: "Benchmark", source: Any, settings: "JudgeSettings", limit: int | None) -> str:
     """How the run is repeated, without paths and addresses."""
     parts = ["sharegpt4o-image evaluate imgedit --items ITEMS --origins ORIGINS --templates TEMPLATES"]
+    parts += _source_options(source)
     parts += ["--suite uge"] if benchmark.suite.name != "imgedit" else []
     parts += [f"--judge {settings.model} --judge-url URL --parser {settings.parser} --repeats {settings.repeats}"]
     parts += [f"--judge-temperature {settings.temperature}"] if settings.temperature is not None else []
     parts += [f"--limit {limit}"] if limit is not None else []
     return " ".join(parts)
+
+
+def _source_options(source: Any) -> list[str]:
+    from sharegpt4o_image.evaluation.pretrained import short_name
+
+    if source.images is not None:
+        return ["--images DIR"]
+    options = [f"--model {shlex.quote(short_name(source.model))} --seed {source.seed}"]
+    options += ["--base-url URL"] if source.base_url else []
+    options += [f"--geometry {source.geometry}"] if source.geometry else []
+    return options
